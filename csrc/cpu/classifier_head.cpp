@@ -1,0 +1,53 @@
+#include "csrc/aten_fallback.h"
+#include "csrc/cpu/ops.h"
+#include "csrc/packing.h"
+#include "csrc/parallel_units.h"
+#include "csrc/params_from_tensors.h"
+
+namespace fastdw {
+
+Tensor classifier_head_packed(const Tensor& x, const Tensor& packed, int64_t channels_out) {
+  check_images("x", x, false);
+  BlobShape shape;
+  shape.channels_in = x.size(1);
+  shape.channels_out = channels_out;
+  const Tensor blob = readable_bytes(packed);
+  const int64_t batch = x.size(0);
+  LinearParams linear{};
+  linear.weights = read_blob(BlobKind::classifier_head, shape, blob).pointwise;
+  linear.batch = batch;
+  linear.channels_in = shape.channels_in;
+  linear.channels_out = channels_out;
+  Tensor y = torch::stable::empty({batch, channels_out}, ScalarType::Float);
+  if (batch > 0) {
+    const Tensor images = to_float_nhwc(x);
+    const Tensor means = torch::stable::empty({batch, shape.channels_in}, ScalarType::Float);
+    GlobalPoolParams pool{};
+    pool.x = float_data(images);
+    pool.y = static_cast<float*>(means.mutable_data_ptr());
+    pool.batch = batch;
+    pool.pixels = x.size(2) * x.size(3);
+    pool.channels = shape.channels_in;
+    run_in_parallel(kernel_table().global_pool, pool, images.numel());
+    linear.x = pool.y;
+    linear.y = static_cast<float*>(y.mutable_data_ptr());
+    run_in_parallel(kernel_table().linear, linear, y.numel() * shape.channels_in);
+  }
+  return x.scalar_type() == ScalarType::Float ? y : torch::stable::to(y, x.scalar_type());
+}
+
+Tensor classifier_head(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  check_images("x", x, true);
+  check_floating("weight", weight, true);
+  check_weight_dtype("weight", weight, x);
+  FASTDW_CHECK(weight.dim() == 2 && weight.size(1) == x.size(1), "weight: expected [channels_out, ",
+               x.size(1), "], got ", shape_of(weight));
+  if (aten::is_needed(x)) {
+    check_per_channel("bias", bias, weight.size(0));
+    return aten::classify(
+        x, weight, bias ? OptionalTensor(torch::stable::to(*bias, ScalarType::Double)) : bias);
+  }
+  return classifier_head_packed(x, pack_classifier_head(weight, bias), weight.size(0));
+}
+
+}  // namespace fastdw

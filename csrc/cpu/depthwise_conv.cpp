@@ -1,0 +1,67 @@
+#include "csrc/aten_fallback.h"
+#include "csrc/cpu/ops.h"
+#include "csrc/packing.h"
+#include "csrc/parallel_units.h"
+#include "csrc/params_from_tensors.h"
+
+namespace fastdw {
+
+Tensor depthwise_conv_packed(const Tensor& x, const Tensor& packed, int64_t channels_out,
+                             const IntList& kernel_size, const IntList& stride,
+                             const IntList& padding, const IntList& dilation,
+                             const std::string& activation, bool channels_last) {
+  check_images("x", x, false);
+  check_int_list("kernel_size", kernel_size, 2, 1);
+  const int64_t channels_in = x.size(1);
+  FASTDW_CHECK(channels_out > 0 && channels_out % channels_in == 0,
+               "weight: expected a multiple of x's ", channels_in, " channels, got ", channels_out);
+  BlobShape shape;
+  shape.channels_out = channels_out;
+  shape.kernel_h = kernel_size[0];
+  shape.kernel_w = kernel_size[1];
+  const Tensor blob = readable_bytes(packed);
+  const Sampling sampling =
+      sampling_of(x.size(2), x.size(3), shape.kernel_h, shape.kernel_w, stride, padding, dilation);
+  DepthwiseParams params{};
+  params.weights = read_blob(BlobKind::depthwise_conv, shape, blob).depthwise;
+  params.batch = x.size(0);
+  params.height = x.size(2);
+  params.width = x.size(3);
+  params.channels_in = channels_in;
+  params.multiplier = channels_out / channels_in;
+  params.height_out = sampling.height_out;
+  params.width_out = sampling.width_out;
+  params.window = sampling.window;
+  params.activation = parse_activation("activation", activation);
+
+  OutputImages y(x, channels_out, sampling.height_out, sampling.width_out,
+                 is_channels_last_result(x, channels_last));
+  if (y.numel() > 0) {
+    const Tensor images = to_float_nhwc(x);
+    params.x = float_data(images);
+    params.y = y.data();
+    run_in_parallel(kernel_table().depthwise_conv, params,
+                    y.numel() * shape.kernel_h * shape.kernel_w);
+  }
+  return y.finish();
+}
+
+Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& scale,
+                      const OptionalTensor& bias, const IntList& stride, const IntList& padding,
+                      const IntList& dilation, const std::string& activation) {
+  check_images("x", x, true);
+  check_depthwise_weight("weight", weight);
+  check_weight_dtype("weight", weight, x);
+  if (aten::is_needed(x)) {
+    check_per_channel("scale", scale, weight.size(0));
+    check_per_channel("bias", bias, weight.size(0));
+    return aten::in_layout(
+        aten::convolve(x, {weight, scale, bias, activation}, stride, padding, dilation, x.size(1)),
+        is_channels_last_result(x, suggests_channels_last(weight)));
+  }
+  return depthwise_conv_packed(x, pack_depthwise_conv(weight, scale, bias), weight.size(0),
+                               {weight.size(2), weight.size(3)}, stride, padding, dilation,
+                               activation, suggests_channels_last(weight));
+}
+
+}  // namespace fastdw

@@ -1,0 +1,248 @@
+#include "csrc/cpu/network_plan.h"
+
+#include <algorithm>
+#include <list>
+#include <mutex>
+
+#include "csrc/params_from_tensors.h"
+#include "csrc/reusable_buffer.h"
+
+namespace fastdw {
+namespace {
+
+constexpr size_t kCachedPlans = 64;
+constexpr int64_t kArenaAlignment = kCacheLineBytes / sizeof(float);
+
+int64_t align(int64_t floats) {
+  return (floats + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+}
+
+class Planner {
+ public:
+  Planner(const std::string& text, int64_t height, int64_t width)
+      : program_(parse_program(text)), plan_(std::make_shared<NetworkPlan>()) {
+    plan_->text = text;
+    plan_->height = height;
+    plan_->width = width;
+  }
+
+  std::shared_ptr<const NetworkPlan> plan() {
+    plan_->values.resize(program_.values.size());
+    plan_->outputs = program_.outputs;
+    plan_->text_steps = program_.lines;
+    set_value(kNetworkInput, plan_->height, plan_->width);
+    for (const ProgramStep& step : program_.steps) add(step);
+    place_values();
+    return plan_;
+  }
+
+ private:
+  PlanValue& value(int index) { return plan_->values[index]; }
+
+  void set_value(int index, int64_t height, int64_t width) {
+    PlanValue& result = value(index);
+    result.channels = program_.values[index].channels;
+    result.is_vector = program_.values[index].is_vector;
+    result.height = height;
+    result.width = width;
+    result.floats = checked_product("x", {result.channels, height, width});
+  }
+
+  void add(const ProgramStep& step) {
+    const PlanValue& input = value(step.input);
+    Sampling sampling{{}, input.height, input.width};
+    if (step.shape.kernel_h > 0) {
+      try {
+        sampling = sampling_of(input.height, input.width, step.shape.kernel_h, step.shape.kernel_w,
+                               step.stride, step.padding, step.dilation);
+      } catch (const std::runtime_error& error) {
+        fail(step.where, ": ", error.what());
+      }
+    }
+    if (program_.values[step.output].is_vector) {
+      set_value(step.output, 1, 1);
+    } else {
+      set_value(step.output, sampling.height_out, sampling.width_out);
+    }
+    if (step.input == kNetworkInput && step.kind != StepKind::stem_conv)
+      plan_->reads_planes = false;
+    if (step.residual != kNoValue) {
+      const PlanValue &residual = value(step.residual), &output = value(step.output);
+      FASTDW_CHECK(residual.height == output.height && residual.width == output.width, step.where,
+                   ": residual: expected images of ", output.height, "x", output.width, ", got ",
+                   residual.height, "x", residual.width);
+      if (step.residual == kNetworkInput) plan_->reads_planes = false;
+    }
+    auto& steps = step.kind == StepKind::linear ? plan_->batch_steps : plan_->image_steps;
+    steps.push_back({params_of(step, sampling), step.input, step.output, step.residual,
+                     step.blob_kind, step.shape, step.weights_offset});
+  }
+
+  StepParams params_of(const ProgramStep& step, const Sampling& sampling) {
+    const PlanValue &input = value(step.input), &output = value(step.output);
+    const BlobShape& shape = step.shape;
+    const double results = output.floats, taps = shape.kernel_h * shape.kernel_w;
+    switch (step.kind) {
+      case StepKind::stem_conv: {
+        plan_->multiply_adds += results * taps * input.channels;
+        StemParams params{};
+        fill_images(params, input, output, sampling);
+        params.channels_in = input.channels;
+        params.channels_out = output.channels;
+        params.activation = step.activation;
+        return params;
+      }
+      case StepKind::depthwise_conv: {
+        plan_->multiply_adds += results * taps;
+        DepthwiseParams params{};
+        fill_images(params, input, output, sampling);
+        params.channels_in = input.channels;
+        params.multiplier = output.channels / input.channels;
+        params.activation = step.activation;
+        return params;
+      }
+      case StepKind::pointwise_conv: {
+        plan_->multiply_adds += results * input.channels;
+        PointwiseParams params{};
+        params.pixels = input.height * input.width;
+        params.channels_in = input.channels;
+        params.channels_out = output.channels;
+        params.activation = step.activation;
+        return params;
+      }
+      case StepKind::block: return block_params_of(step, sampling);
+      case StepKind::global_pool: {
+        plan_->multiply_adds += input.floats;
+        GlobalPoolParams params{};
+        params.pixels = input.height * input.width;
+        params.channels = input.channels;
+        return params;
+      }
+      case StepKind::linear: break;
+    }
+    plan_->multiply_adds += results * input.channels;
+    LinearParams params{};
+    params.channels_in = input.channels;
+    params.channels_out = output.channels;
+    return params;
+  }
+
+  InvertedResidualParams block_params_of(const ProgramStep& step, const Sampling& sampling) {
+    const PlanValue &input = value(step.input), &output = value(step.output);
+    const BlobShape& shape = step.shape;
+    FASTDW_CHECK(!step.adds_input || (input.channels == output.channels &&
+                                      input.height == output.height && input.width == output.width),
+                 step.where, ": residual: input and output differ in shape");
+    const double pixels_out = output.floats / output.channels;
+    const double expanded = shape.has_expand ? input.floats : 0;
+    plan_->multiply_adds +=
+        shape.channels_hidden *
+        (expanded + pixels_out * (shape.kernel_h * shape.kernel_w + output.channels));
+    InvertedResidualParams params{};
+    fill_images(params, input, output, sampling);
+    params.has_expand = shape.has_expand;
+    params.residual = step.adds_input;
+    params.channels_in = input.channels;
+    params.channels_hidden = shape.channels_hidden;
+    params.channels_out = output.channels;
+    params.expand_activation = step.expand_activation;
+    params.depthwise_activation = step.depthwise_activation;
+    params.project_activation = step.activation;
+    return params;
+  }
+
+  template <class Params>
+  static void fill_images(Params& params, const PlanValue& input, const PlanValue& output,
+                          const Sampling& sampling) {
+    params.height = input.height;
+    params.width = input.width;
+    params.height_out = output.height;
+    params.width_out = output.width;
+    params.window = sampling.window;
+  }
+
+  void place_values() {
+    for (size_t index = 0; index < plan_->values.size(); ++index) {
+      PlanValue& placed = value(static_cast<int>(index));
+      placed.place =
+          program_.values[index].is_vector ? PlanValue::Place::batch : PlanValue::Place::arena;
+    }
+    value(kNetworkInput).place = PlanValue::Place::input;
+    for (size_t index = 0; index < plan_->outputs.size(); ++index) {
+      value(plan_->outputs[index]).place = PlanValue::Place::output;
+      value(plan_->outputs[index]).output_index = static_cast<int>(index);
+    }
+    for (PlanValue& placed : plan_->values) {
+      if (placed.place != PlanValue::Place::batch) continue;
+      placed.offset = plan_->batch_floats;
+      plan_->batch_floats += align(placed.floats);
+    }
+    place_in_arena();
+  }
+
+  // A value lives from the step that writes it to the last that reads it; values that never live at
+  // the same time may share memory. First fit, in the order of the steps.
+  void place_in_arena() {
+    const int steps = static_cast<int>(plan_->image_steps.size());
+    std::vector<int> last_read(plan_->values.size(), kNoValue);
+    for (int step = 0; step < steps; ++step) {
+      last_read[plan_->image_steps[step].input] = step;
+      if (plan_->image_steps[step].residual != kNoValue)
+        last_read[plan_->image_steps[step].residual] = step;
+    }
+    struct Living {
+      int64_t begin, end;
+      int last_read;
+    };
+    std::list<Living> living;  // by address
+    for (int step = 0; step < steps; ++step) {
+      living.remove_if([&](const Living& other) { return other.last_read < step; });
+      const int output = plan_->image_steps[step].output;
+      PlanValue& placed = value(output);
+      if (placed.place != PlanValue::Place::arena) continue;
+      const int64_t floats = align(placed.floats);
+      auto above = living.begin();
+      int64_t begin = 0;
+      for (; above != living.end() && above->begin - begin < floats; ++above) begin = above->end;
+      placed.offset = begin;
+      living.insert(above, {begin, begin + floats, std::max(last_read[output], step)});
+      plan_->arena_floats = std::max(plan_->arena_floats, begin + floats);
+    }
+  }
+
+  Program program_;
+  std::shared_ptr<NetworkPlan> plan_;
+};
+
+bool is_plan_of(const NetworkPlan& plan, const std::string& text, int64_t height, int64_t width) {
+  return plan.height == height && plan.width == width && plan.text == text;
+}
+
+}  // namespace
+
+std::shared_ptr<const NetworkPlan> find_network_plan(const std::string& text, int64_t height,
+                                                     int64_t width) {
+  // Most threads run one network at one size: no lock and no search for them.
+  thread_local std::shared_ptr<const NetworkPlan> latest;
+  if (latest && is_plan_of(*latest, text, height, width)) return latest;
+
+  static std::mutex mutex;
+  static std::list<std::shared_ptr<const NetworkPlan>> plans;  // the latest used first
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = std::find_if(plans.begin(), plans.end(), [&](const auto& plan) {
+      return is_plan_of(*plan, text, height, width);
+    });
+    if (found != plans.end()) {
+      plans.splice(plans.begin(), plans, found);
+      return latest = plans.front();
+    }
+  }
+  latest = Planner(text, height, width).plan();
+  const std::lock_guard<std::mutex> lock(mutex);
+  plans.push_front(latest);
+  if (plans.size() > kCachedPlans) plans.pop_back();
+  return latest;
+}
+
+}  // namespace fastdw

@@ -1,0 +1,57 @@
+// A program made ready for one image size: the kernels' parameters of every step, and where in an
+// arena its values lie.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "csrc/cpu/network_program.h"
+#include "kernels/params.h"
+
+namespace fastdw {
+
+using StepParams = std::variant<StemParams, DepthwiseParams, PointwiseParams,
+                                InvertedResidualParams, GlobalPoolParams, LinearParams>;
+
+// Parameters of one image; the batch and the pointers are filled in by the call.
+struct PlanStep {
+  StepParams params;
+  int input, output, residual;
+  BlobKind blob_kind;
+  BlobShape blob_shape;
+  int64_t weights_offset;
+};
+
+struct PlanValue {
+  enum class Place { input, arena, batch, output };
+  Place place;
+  int64_t channels, height, width;
+  bool is_vector;      // [batch, channels]
+  int64_t floats;      // per image
+  int64_t offset = 0;  // per image; in the arena, or in the part that holds whole batches
+  int output_index = kNoValue;
+};
+
+struct NetworkPlan {
+  std::string text;
+  int64_t height, width;
+
+  std::vector<PlanValue> values;
+  std::vector<PlanStep> image_steps;  // one image does not need another
+  std::vector<PlanStep> batch_steps;  // the linear layers, after all images
+  std::vector<int> outputs;
+  int64_t text_steps;
+  int64_t arena_floats = 0;  // per image
+  int64_t batch_floats = 0;  // per image
+  double multiply_adds = 0;  // per image
+  bool reads_planes = true;  // x is read by stems alone, which read NCHW directly
+};
+
+// From a bounded cache; parsed and planned on the first use of a text with an image size.
+std::shared_ptr<const NetworkPlan> find_network_plan(const std::string& text, int64_t height,
+                                                     int64_t width);
+
+}  // namespace fastdw

@@ -1,0 +1,48 @@
+// The text of a planned network, parsed: which op reads and writes which value. The format is that
+// of fastdw/ops/program.py: a line for the network, then a line per step.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "csrc/packing.h"
+#include "csrc/tensor_checks.h"
+
+namespace fastdw {
+
+constexpr int kNetworkInput = 0;  // the index of the value `x`
+constexpr int kNoValue = -1;
+
+enum class StepKind { stem_conv, depthwise_conv, pointwise_conv, block, global_pool, linear };
+
+struct ProgramStep {
+  StepKind kind;
+  std::string where;  // "program: line 3: stem_conv", for messages
+  int input = kNoValue, output = kNoValue, residual = kNoValue;
+  BlobKind blob_kind{};
+  BlobShape shape;
+  int64_t weights_offset = 0;
+  IntList stride{1, 1}, padding{0, 0, 0, 0}, dilation{1, 1};  // no padding: SAME
+  bool adds_input = false;                                    // blocks
+  Activation expand_activation = Activation::none;
+  Activation depthwise_activation = Activation::none;
+  Activation activation = Activation::none;  // of the last convolution
+};
+
+struct ProgramValue {
+  int64_t channels;
+  bool is_vector;  // [batch, channels], else images
+};
+
+// Steps in the order of the text, a classifier_head on images being two: global_pool and linear.
+struct Program {
+  std::vector<ProgramValue> values;
+  std::vector<ProgramStep> steps;
+  std::vector<int> outputs;
+  int64_t lines = 0;  // steps as the text counts them
+};
+
+Program parse_program(const std::string& text);
+
+}  // namespace fastdw

@@ -1,0 +1,71 @@
+#include "csrc/aten_fallback.h"
+#include "csrc/cpu/ops.h"
+#include "csrc/packing.h"
+#include "csrc/parallel_units.h"
+#include "csrc/params_from_tensors.h"
+
+namespace fastdw {
+namespace {
+
+void check_residual(const OptionalTensor& residual, const Tensor& x, int64_t channels_out) {
+  if (!residual) return;
+  check_floating("residual", *residual, true);
+  const IntList wanted{x.size(0), channels_out, x.size(2), x.size(3)};
+  const auto sizes = residual->sizes();
+  FASTDW_CHECK(IntList(sizes.begin(), sizes.end()) == wanted, "residual: expected ",
+               shape_text(wanted), ", got ", shape_of(*residual));
+  FASTDW_CHECK(residual->scalar_type() == x.scalar_type(), "residual: expected the dtype of x, ",
+               dtype_name(x.scalar_type()), ", got ", dtype_name(residual->scalar_type()));
+}
+
+}  // namespace
+
+Tensor pointwise_conv_packed(const Tensor& x, const Tensor& packed, int64_t channels_out,
+                             const OptionalTensor& residual, const std::string& activation,
+                             bool channels_last) {
+  check_images("x", x, false);
+  check_residual(residual, x, channels_out);
+  BlobShape shape;
+  shape.channels_in = x.size(1);
+  shape.channels_out = channels_out;
+  const Tensor blob = readable_bytes(packed);
+  PointwiseParams params{};
+  params.weights = read_blob(BlobKind::pointwise_conv, shape, blob).pointwise;
+  params.pixels = x.size(0) * x.size(2) * x.size(3);
+  params.channels_in = shape.channels_in;
+  params.channels_out = channels_out;
+  params.activation = parse_activation("activation", activation);
+
+  OutputImages y(x, channels_out, x.size(2), x.size(3), is_channels_last_result(x, channels_last));
+  if (y.numel() > 0) {
+    const Tensor images = to_float_nhwc(x);
+    const OptionalTensor added = residual ? OptionalTensor(to_float_nhwc(*residual)) : std::nullopt;
+    params.x = float_data(images);
+    params.residual = added ? float_data(*added) : nullptr;
+    params.y = y.data();
+    run_in_parallel(kernel_table().pointwise_conv, params, y.numel() * shape.channels_in);
+  }
+  return y.finish();
+}
+
+Tensor pointwise_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& scale,
+                      const OptionalTensor& bias, const OptionalTensor& residual,
+                      const std::string& activation) {
+  check_images("x", x, true);
+  check_pointwise_weight("weight", weight);
+  check_weight_dtype("weight", weight, x);
+  FASTDW_CHECK(weight.size(1) == x.size(1), "weight: expected [", weight.size(0), ", ", x.size(1),
+               ", 1, 1], got ", shape_of(weight), ": x has ", x.size(1), " channels");
+  check_residual(residual, x, weight.size(0));
+  if (aten::is_needed(x)) {
+    check_per_channel("scale", scale, weight.size(0));
+    check_per_channel("bias", bias, weight.size(0));
+    const Tensor y = aten::convolve_1x1(x, {weight, scale, bias, activation});
+    return aten::in_layout(residual ? aten::add(y, *residual) : y,
+                           is_channels_last_result(x, suggests_channels_last(weight)));
+  }
+  return pointwise_conv_packed(x, pack_pointwise_conv(weight, scale, bias), weight.size(0),
+                               residual, activation, suggests_channels_last(weight));
+}
+
+}  // namespace fastdw

@@ -1,0 +1,269 @@
+"""The text of a planned network: its steps, how they are written and read, and what they yield.
+
+Line 1: ``fastdw-program version=1 channels=<of x> outputs=<value ids>``; then one step a line,
+``<op> <key>=<value> ...``. Values are named by ids; ``x`` is the network's input. ``weights`` is
+the offset in bytes of the step's blob in ``packed``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdw import activation as activations
+from fastdw.geometry import output_size
+from fastdw.ops import checks
+
+VERSION = 1
+
+_CHANNELS = ("channels_in", "channels_out")
+_WINDOW = ("kernel", "stride", "padding")
+_DEPTHWISE = (*_WINDOW, "dilation")
+
+STEP_KEYS: dict[str, tuple[str, ...]] = {
+    "stem_conv": ("in", "out", *_CHANNELS, *_WINDOW, "activation", "weights"),
+    "depthwise_conv": ("in", "out", *_CHANNELS, *_DEPTHWISE, "activation", "weights"),
+    "pointwise_conv": ("in", "out", *_CHANNELS, "residual", "activation", "weights"),
+    "separable_block": (
+        *("in", "out", *_CHANNELS, *_DEPTHWISE),
+        *("depthwise_activation", "pointwise_activation", "weights"),
+    ),
+    "inverted_residual": (
+        *("in", "out", "channels_in", "channels_hidden", "channels_out", "expand", "residual"),
+        *(*_DEPTHWISE, "expand_activation", "depthwise_activation", "project_activation"),
+        "weights",
+    ),
+    "classifier_head": ("in", "out", *_CHANNELS, "weights"),
+    "global_pool": ("in", "out", "channels"),
+}
+"""The keys of each step, in the order in which they are written."""
+
+Shape = tuple[Any, ...]  # ints, symbolic ones included
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a program. Which fields count depends on ``op``: see ``STEP_KEYS``."""
+
+    op: str
+    input: str
+    output: str
+    channels_in: int = 0
+    channels_hidden: int = 0
+    channels_out: int = 0
+    channels: int = 0
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()  # empty: same
+    dilation: tuple[int, ...] = (1, 1)
+    expand: bool = False
+    residual: str = "-"  # pointwise_conv: a value id or "-"; inverted_residual: "0" or "1"
+    activation: str = "none"
+    expand_activation: str = "none"
+    depthwise_activation: str = "none"
+    pointwise_activation: str = "none"
+    project_activation: str = "none"
+    weights: int = 0
+
+    def __str__(self) -> str:
+        tokens = [f"{key}={_written(self, key)}" for key in STEP_KEYS[self.op]]
+        return " ".join([self.op, *tokens])
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the output's shape for an input of ``shape``; sizes may be symbolic."""
+        if self.op == "global_pool":
+            return (shape[0], self.channels)
+        if self.op == "classifier_head":
+            return (shape[0], self.channels_out)
+        if self.op == "pointwise_conv":
+            return (shape[0], self.channels_out, shape[2], shape[3])
+        height, width = output_size(
+            shape[2:], self.kernel, self.stride, self.padding, self.dilation
+        )
+        return (shape[0], self.channels_out, height, width)
+
+    def multiply_adds(self, shape: Shape) -> int:
+        """Return the products of the step's convolutions for an input of ``shape``."""
+        if self.op == "global_pool":
+            return 0
+        if self.op == "classifier_head":
+            return shape[0] * self.channels_in * self.channels_out
+        output = self.output_shape(shape)
+        pixels, taps = output[0] * math.prod(output[2:]), math.prod(self.kernel)
+        if self.op in ("stem_conv", "pointwise_conv"):
+            return pixels * self.channels_out * self.channels_in * taps
+        if self.op == "depthwise_conv":
+            return pixels * self.channels_out * taps
+        hidden = self.channels_hidden if self.expand else self.channels_in
+        expand = shape[0] * math.prod(shape[2:]) * self.channels_in * hidden if self.expand else 0
+        return expand + pixels * hidden * (taps + self.channels_out)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A parsed program: the input's channels, the steps and the ids of the outputs."""
+
+    channels: int
+    outputs: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        head = (
+            f"fastdw-program version={VERSION} channels={self.channels} "
+            f"outputs={','.join(self.outputs)}"
+        )
+        return "\n".join([head, *map(str, self.steps)]) + "\n"
+
+    def value_shapes(self, batch: int, height: int, width: int) -> dict[str, Shape]:
+        """Return the shape of every value, ``x`` included."""
+        shapes: dict[str, Shape] = {"x": (batch, self.channels, height, width)}
+        for step in self.steps:
+            shapes[step.output] = step.output_shape(shapes[step.input])
+        return shapes
+
+    def output_shapes(self, batch: int, height: int, width: int) -> list[Shape]:
+        """Return the shapes of the outputs; sizes may be symbolic."""
+        shapes = self.value_shapes(batch, height, width)
+        return [shapes[value] for value in self.outputs]
+
+    def multiply_adds(self, batch: int, height: int, width: int) -> int:
+        """Return the products of all convolutions."""
+        shapes = self.value_shapes(batch, height, width)
+        return sum(step.multiply_adds(shapes[step.input]) for step in self.steps)
+
+
+@lru_cache(maxsize=64)
+def parse_program(text: str) -> Program:
+    """Parse the text of a program.
+
+    Raises:
+        ValueError: the text is not a program of version 1; the message names the line.
+    """
+    lines = text.splitlines()
+    head = lines[0].split() if lines else []
+    if head[:1] != ["fastdw-program"]:
+        raise ValueError(f'program: expected "fastdw-program ...", got {text[:40]!r}')
+    header = _pairs(head[1:], 1)
+    if list(header) != ["version", "channels", "outputs"] or header["version"] != str(VERSION):
+        raise ValueError(
+            f"program: line 1: expected version={VERSION} channels= outputs=, got {lines[0]!r}"
+        )
+    channels = _number(header["channels"], 1, "channels")
+    widths = {"x": channels}
+    steps = []
+    for number, line in enumerate(lines[1:], start=2):
+        step = _parse_step(line, number)
+        _check_values(step, widths, number)
+        widths[step.output] = step.channels_out or step.channels
+        steps.append(step)
+    outputs = tuple(header["outputs"].split(","))
+    unknown = [value for value in outputs if value not in widths or value == "x"]
+    if unknown:
+        raise ValueError(f"program: line 1: no step computes the outputs {', '.join(unknown)}")
+    return Program(channels, outputs, tuple(steps))
+
+
+def _pairs(tokens: Sequence[str], number: int) -> dict[str, str]:
+    pairs = [token.split("=", 1) for token in tokens]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"program: line {number}: expected key=value, got {' '.join(tokens)!r}")
+    return {key: value for key, value in pairs}
+
+
+def _number(value: str, number: int, key: str) -> int:
+    if not value.isdecimal():
+        raise ValueError(f"program: line {number}: {key}: expected a number, got {value!r}")
+    return int(value)
+
+
+def _parse_step(line: str, number: int) -> Step:
+    op, *tokens = line.split(" ")
+    keys = STEP_KEYS.get(op)
+    if keys is None:
+        raise ValueError(
+            f"program: line {number}: expected one of {', '.join(STEP_KEYS)}, got {op!r}"
+        )
+    pairs = _pairs(tokens, number)
+    if tuple(pairs) != keys:
+        raise ValueError(
+            f"program: line {number}: {op}: expected the keys {' '.join(keys)}, "
+            f"got {' '.join(pairs)}"
+        )
+    return Step(op, **{_FIELD.get(key, key): _read(key, pairs[key], number) for key in keys})
+
+
+_FIELD = {"in": "input", "out": "output"}
+_PAIRS = ("kernel", "stride", "dilation")
+
+
+def _read(key: str, value: str, number: int) -> Any:
+    if key in ("in", "out", "residual"):
+        return value
+    if key.endswith("activation"):
+        return activations.check(value, f"program: line {number}: {key}")
+    if key == "expand":
+        return value == "1"
+    if key == "padding" and value == "same":
+        return ()
+    if key in _PAIRS or key == "padding":
+        numbers = tuple(_number(item, number, key) for item in value.split(","))
+        wanted = 4 if key == "padding" else 2
+        if len(numbers) != wanted or (key in _PAIRS and min(numbers) < 1):
+            raise ValueError(
+                f"program: line {number}: {key}: expected {wanted} numbers, got {value!r}"
+            )
+        return numbers
+    return _number(value, number, key)
+
+
+def _written(step: Step, key: str) -> str:
+    value = getattr(step, _FIELD.get(key, key))
+    if key == "padding" and not value:
+        return "same"
+    if isinstance(value, bool):
+        return str(int(value))
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _check_values(step: Step, widths: dict[str, int], number: int) -> None:
+    where = f"program: line {number}: {step.op}"
+    wanted = step.channels if step.op == "global_pool" else step.channels_in
+    if widths.get(step.input) != wanted:
+        raise ValueError(
+            f"{where}: in={step.input}: expected a value of {wanted} channels, "
+            f"got {widths.get(step.input, 'none')}"
+        )
+    if step.output in widths:
+        raise ValueError(f"{where}: out={step.output}: this value exists already")
+    if step.op == "pointwise_conv" and step.residual not in ("-", *widths):
+        raise ValueError(f"{where}: residual={step.residual}: no step before computes it")
+
+
+def fake(x: Tensor, packed: Tensor, program: str) -> list[Tensor]:
+    """Fake of ``fastdw::planned_network``: the outputs' shapes, read from the program's text."""
+    checks.check_packed_input(x, packed)
+    if x.dtype != torch.float32:
+        raise TypeError(f"x: expected torch.float32, got {x.dtype}")
+    parsed = parse_program(program)
+    if x.shape[1] != parsed.channels:
+        raise ValueError(f"x: expected {parsed.channels} channels, got {list(x.shape)}")
+    return [
+        torch.empty(
+            shape,
+            dtype=x.dtype,
+            device=x.device,
+            memory_format=torch.channels_last if len(shape) == 4 else torch.contiguous_format,
+        )
+        for shape in parsed.output_shapes(x.shape[0], x.shape[2], x.shape[3])
+    ]
+
+
+def flops(x: Any, packed: Any, program: str, **settings: Any) -> int:
+    """FLOP formula of ``fastdw::planned_network``."""
+    return 2 * parse_program(program).multiply_adds(x[0], x[2], x[3])

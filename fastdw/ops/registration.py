@@ -1,0 +1,204 @@
+"""Attaches to every ``fastdw::<op>`` of the native library what torch wants of an op.
+
+Each op module describes its op once, as an ``Op``; from these descriptions come the rows of the
+backend table and, when the library is loaded, fakes, gradients, autocast kernels and FLOP formulas.
+Schemas stand in ``csrc/library.cpp`` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from fastdw import backends
+from fastdw.geometry import Padding, Pair
+from fastdw.geometry import normalize_padding as normalize_padding
+from fastdw.geometry import normalize_pair as normalize_pair
+from fastdw.reference import Conv
+
+AUTOCAST_DEVICES = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+ALL_DTYPES = tuple(backends.DTYPE_NAMES.values())
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op. Every function takes the arguments in the order of the schema."""
+
+    name: str
+    fake: Callable[..., Tensor]  # checks, then an empty output
+    gradient: Callable[..., Sequence[Tensor | None]]  # (grad, needs_input_grad, *arguments)
+    flops: Callable[..., int]  # shapes instead of tensors, and out_shape=
+    reference: Callable[..., Tensor]
+    autocast: tuple[str, ...]  # arguments that go to the autocast dtype
+    pack_fake: Callable[..., Tensor]
+    packed_fake: Callable[..., Tensor]
+    packed_flops: Callable[..., int]
+    packed_autocast: tuple[str, ...] = ("x",)
+    native_limits: Callable[[backends.Call], str | None] | None = None
+
+
+OPS: dict[str, Op] = {}
+
+_namespace: torch.library.Library | None = None  # holds the autocast kernels alive
+_missing: ImportError | None = None
+
+
+def define(op: Op) -> Op:
+    """Enter ``op`` into the table of ops and its rows into that of the backends."""
+    OPS[op.name] = op
+
+    def run_native(*arguments: object) -> Tensor:
+        if _missing is not None:
+            raise ImportError(str(_missing))
+        return getattr(torch.ops.fastdw, op.name)(*arguments)
+
+    def run_reference(x: Tensor, *arguments: object) -> Tensor:
+        with without_autocast(x.device.type):
+            return op.reference(x, *arguments)
+
+    backends.ROWS[op.name] = [
+        backends.BackendRow(
+            op.name, "cpp", ("cpu", "meta"), ALL_DTYPES, run_native, op.native_limits
+        ),
+        backends.BackendRow(op.name, "torch", (), ALL_DTYPES, run_reference),
+    ]
+    return op
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """Return the dtype that autocast wants on ``device`` now, or None if it is off."""
+    if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Return a context in which aten ops keep the dtypes they are given."""
+    enabled = autocast_dtype(device) is not None
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Cast x and the tensors that must have its dtype as autocast does; fp64 stays as it is."""
+    if not isinstance(tensors[0], Tensor):  # left to the checks
+        return tensors
+    dtype = autocast_dtype(tensors[0].device.type)
+    return tensors if dtype is None else tuple(_cast(tensor, dtype) for tensor in tensors)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    eligible = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if eligible and value.dtype != torch.float64 else value
+
+
+def epilogue_dtype(tensor: Tensor | None) -> Tensor | None:
+    """Return a scale or bias in fp32 where it is fp16 or bf16 (a model after ``.half()``)."""
+    if isinstance(tensor, Tensor) and tensor.dtype in (torch.float16, torch.bfloat16):
+        return tensor.float()
+    return tensor
+
+
+def window(
+    kernel_size: Sequence[int], stride: Pair, padding: Padding, dilation: Pair
+) -> tuple[list[int], list[int], list[int]]:
+    """Return (stride, padding, dilation) in schema form."""
+    stride, dilation = normalize_pair(stride, "stride"), normalize_pair(dilation, "dilation")
+    return stride, normalize_padding(padding, kernel_size, stride, dilation), dilation
+
+
+def block_conv(conv: Conv | None, name: str, x: Tensor) -> tuple[Any, ...]:
+    """Return (weight, scale, bias, activation) of a block's convolution as the schema wants it."""
+    if conv is None:
+        return (None, None, None, "none")
+    if not isinstance(conv, tuple) or len(conv) != 4:
+        raise TypeError(f"{name}: expected (weight, scale, bias, activation), got {conv!r:.80}")
+    weight, scale, bias, activation = conv
+    dtype = autocast_dtype(x.device.type)
+    weight = weight if dtype is None else _cast(weight, dtype)
+    return (weight, epilogue_dtype(scale), epilogue_dtype(bias), activation)
+
+
+def load() -> None:
+    """Load the native library, once, and register everything; without it, remember why not."""
+    global _namespace, _missing
+    if _namespace is not None:
+        return
+    try:
+        from fastdw import native
+
+        native.load()
+    except ImportError as error:
+        _missing = error
+        return
+    from fastdw.ops import program
+
+    _missing = None
+    _namespace = torch.library.Library("fastdw", "IMPL")
+    for op in OPS.values():
+        torch.library.register_fake(f"fastdw::{op.name}", op.fake)
+        torch.library.register_fake(f"fastdw::pack_{op.name}", op.pack_fake)
+        torch.library.register_fake(f"fastdw::{op.name}_packed", op.packed_fake)
+        _register_gradient(op)
+        _register_no_gradient(f"{op.name}_packed")
+        _register_autocast(_namespace, op.name, op.autocast)
+        _register_autocast(_namespace, f"{op.name}_packed", op.packed_autocast)
+        register_flop_formula(getattr(torch.ops.fastdw, op.name))(op.flops)
+        register_flop_formula(getattr(torch.ops.fastdw, f"{op.name}_packed"))(op.packed_flops)
+    torch.library.register_fake("fastdw::planned_network", program.fake)
+    _register_no_gradient("planned_network")
+    register_flop_formula(torch.ops.fastdw.planned_network)(program.flops)
+
+
+def _register_gradient(op: Op) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.tensors_at = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.save_for_backward(*(inputs[i] for i in ctx.tensors_at))
+        ctx.settings = [None if isinstance(value, Tensor) else value for value in inputs]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        arguments = list(ctx.settings)
+        for i, tensor in zip(ctx.tensors_at, ctx.saved_tensors, strict=True):
+            arguments[i] = tensor
+        with without_autocast(grad.device.type):  # torch.compile traces this inside the forward's
+            grads = op.gradient(grad, ctx.needs_input_grad, *arguments)
+        return (*grads, *[None] * (len(arguments) - len(grads)))
+
+    torch.library.register_autograd(f"fastdw::{op.name}", backward, setup_context=setup_context)
+
+
+def _register_no_gradient(name: str) -> None:
+    def backward(ctx: Any, *grads: Any) -> None:
+        raise NotImplementedError(
+            f"fastdw::{name} runs on packed weights and has no gradient; call the module in "
+            "train() mode, or the op on unpacked weights"
+        )
+
+    torch.library.register_autograd(f"fastdw::{name}", backward)
+
+
+def _register_autocast(namespace: torch.library.Library, name: str, cast: tuple[str, ...]) -> None:
+    overload = getattr(torch.ops.fastdw, name).default
+    names = [argument.name for argument in overload._schema.arguments]
+    for device, key in AUTOCAST_DEVICES.items():
+        excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def kernel(
+            *args: Any,
+            _device: str = device,
+            _excluded: torch._C.DispatchKeySet = excluded,
+            **kwargs: Any,
+        ) -> Any:
+            dtype = torch.get_autocast_dtype(_device)
+            given = dict(zip(names, args, strict=False)) | kwargs
+            for argument in cast:
+                given[argument] = _cast(given.get(argument), dtype)
+            with torch._C._ExcludeDispatchKeyGuard(_excluded):
+                return overload(**given)
+
+        namespace.impl(name, kernel, key)

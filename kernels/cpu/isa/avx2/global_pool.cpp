@@ -1,0 +1,9 @@
+#include "kernels/cpu/simd/avx2.h"
+// The vector type comes first: the kernel is written over it.
+#include "kernels/cpu/global_pool.h"
+#include "kernels/cpu/kernel_table.h"
+
+namespace fastdw::avx2 {
+extern const Kernel<GlobalPoolParams> global_pool_kernel;
+const Kernel<GlobalPoolParams> global_pool_kernel{run_global_pool, global_pool_scratch};
+}  // namespace fastdw::avx2

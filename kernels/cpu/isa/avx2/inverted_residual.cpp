@@ -1,0 +1,9 @@
+#include "kernels/cpu/simd/avx2.h"
+// The vector type comes first: the kernel is written over it.
+#include "kernels/cpu/inverted_residual.h"
+#include "kernels/cpu/kernel_table.h"
+
+namespace fastdw::avx2 {
+extern const Kernel<InvertedResidualParams> inverted_residual_kernel;
+const Kernel<InvertedResidualParams> inverted_residual_kernel{run_inverted_residual, inverted_residual_scratch};
+}  // namespace fastdw::avx2

@@ -1,0 +1,9 @@
+#include "kernels/cpu/simd/avx2.h"
+// The vector type comes first: the kernel is written over it.
+#include "kernels/cpu/linear.h"
+#include "kernels/cpu/kernel_table.h"
+
+namespace fastdw::avx2 {
+extern const Kernel<LinearParams> linear_kernel;
+const Kernel<LinearParams> linear_kernel{run_linear, linear_scratch};
+}  // namespace fastdw::avx2

@@ -1,0 +1,9 @@
+#include "kernels/cpu/simd/avx512.h"
+// The vector type comes first: the kernel is written over it.
+#include "kernels/cpu/pointwise_conv.h"
+#include "kernels/cpu/kernel_table.h"
+
+namespace fastdw::avx512 {
+extern const Kernel<PointwiseParams> pointwise_conv_kernel;
+const Kernel<PointwiseParams> pointwise_conv_kernel{run_pointwise_conv, pointwise_conv_scratch};
+}  // namespace fastdw::avx512

@@ -1,0 +1,9 @@
+#include "kernels/cpu/simd/portable.h"
+// The vector type comes first: the kernel is written over it.
+#include "kernels/cpu/stem_conv.h"
+#include "kernels/cpu/kernel_table.h"
+
+namespace fastdw::portable {
+extern const Kernel<StemParams> stem_conv_kernel;
+const Kernel<StemParams> stem_conv_kernel{run_stem_conv, stem_conv_scratch};
+}  // namespace fastdw::portable

@@ -1,0 +1,31 @@
+// What every vector header gives: `struct Vec`, `lanes` floats, in an anonymous namespace so that
+// no two instruction sets can share a symbol. A kernel sees this interface only:
+//   Vec::lanes                           floats in one vector; divides kChannelBlock
+//   Vec::load(p), load(p, n)             unaligned; the second reads n < lanes floats, the rest 0
+//   v.store(p), v.store(p, n)            unaligned; the second writes n < lanes floats
+//   Vec::broadcast(p)                    *p in every lane
+//   Vec::fill(value)                     value in every lane
+//   fma(a, b, c)                         a * b + c (fused where the machine has it)
+//   a + b, a * b, a / b
+//   min(bound, v), max(bound, v)         v where v is NaN, as torch's clamp has it
+//   exp2_of_shifted(t)                   2^n for t = n + kExp2Shift, n whole, |n| <= 126
+// kTileRows x kTileBlocks: the register tile of the matrix product, pixels x blocks of 16 channels.
+#pragma once
+
+#include "kernels/params.h"
+
+#define FASTDW_INLINE inline __attribute__((always_inline))
+#define FASTDW_UNROLL _Pragma("GCC unroll 64")
+#define FASTDW_NO_UNROLL _Pragma("GCC unroll 1")
+
+namespace fastdw {
+namespace {
+
+constexpr float kExp2Shift = 12582912.0f;  // 1.5 * 2^23: the low bits of a sum are its units
+
+FASTDW_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTDW_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+FASTDW_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+}  // namespace fastdw

@@ -1,0 +1,113 @@
+// What a kernel is given: plain pointers and sizes, no torch. Sizes count elements; images are
+// [batch, height, width, channels] with the channels innermost unless a field says otherwise.
+// Packed weights hold the output channels in blocks of 16, the same for every instruction set, with
+// the batch-norm scale already multiplied in; see kernels/README.md for a drawing.
+#pragma once
+
+#include <cstdint>
+
+namespace fastdw {
+
+constexpr int64_t kChannelBlock = 16;
+
+constexpr int64_t channel_blocks(int64_t channels) {
+  return (channels + kChannelBlock - 1) / kChannelBlock;
+}
+
+enum class Activation : int32_t { none = 0, relu = 1, relu6 = 2, hardswish = 3, silu = 4 };
+
+// The sampling window of a convolution. Padding to the right and below follows from the output
+// size.
+struct Window {
+  int64_t kernel_h, kernel_w;
+  int64_t stride_h, stride_w;
+  int64_t dilation_h, dilation_w;
+  int64_t pad_left, pad_top;
+};
+
+// y[o] = sum_t taps[t][o] * x[window t][o / multiplier] + bias[o]
+struct DepthwiseWeights {
+  const float* taps;  // [blocks(channels_out)][kernel_h * kernel_w][16], zero beyond channels_out
+  const float* bias;  // [blocks(channels_out) * 16]
+};
+
+// y[o] = sum_k panels[k][o] * x[k] + bias[o]
+struct PointwiseWeights {
+  const float* panels;  // [blocks(channels_out)][channels_in][16], zero beyond channels_out
+  const float* bias;    // [blocks(channels_out) * 16]
+};
+
+struct DepthwiseParams {
+  const float* x;  // [batch, height, width, channels_in]
+  float* y;        // [batch, height_out, width_out, channels_in * multiplier]
+  DepthwiseWeights weights;
+  int64_t batch, height, width, channels_in, multiplier, height_out, width_out;
+  Window window;
+  Activation activation;
+
+  int64_t units() const { return batch * height_out; }  // one unit: one output row
+};
+
+struct PointwiseParams {
+  const float* x;         // [pixels, channels_in]
+  const float* residual;  // [pixels, channels_out] or null; added after the activation
+  float* y;               // [pixels, channels_out]
+  PointwiseWeights weights;
+  int64_t pixels, channels_in, channels_out;
+  Activation activation;
+
+  int64_t units() const { return pixels; }  // one unit: one pixel
+};
+
+// Dense convolution of few input channels. x is read as the user holds it: planes (NCHW) or
+// interleaved (NHWC). weights.panels: [blocks(channels_out)][K][16], K = channels_in * kernel_h *
+// kernel_w in the order of torch's weight (channel, row, column).
+struct StemParams {
+  const float* x;  // [batch, channels_in, height, width] or [batch, height, width, channels_in]
+  bool channels_last;
+  float* y;  // [batch, height_out, width_out, channels_out]
+  PointwiseWeights weights;
+  int64_t batch, height, width, channels_in, channels_out, height_out, width_out;
+  Window window;  // dilation 1
+  Activation activation;
+
+  int64_t units() const { return batch * height_out; }  // one unit: one output row
+};
+
+// expand (1x1, optional) -> depthwise -> project (1x1) [+ x]: an inverted residual (MobileNet V2),
+// or, without expansion, a depthwise-separable block (MobileNet V1).
+struct InvertedResidualParams {
+  const float* x;  // [batch, height, width, channels_in]
+  float* y;        // [batch, height_out, width_out, channels_out]
+  bool has_expand;
+  bool residual;            // add x; shapes of x and y are then the same
+  PointwiseWeights expand;  // channels_in -> channels_hidden; unused without expansion
+  DepthwiseWeights depthwise;
+  PointwiseWeights project;  // channels_hidden -> channels_out
+  int64_t batch, height, width, channels_in, channels_hidden, channels_out, height_out, width_out;
+  Window window;
+  Activation expand_activation, depthwise_activation, project_activation;
+
+  int64_t units() const { return batch * height_out; }  // one unit: one output row
+};
+
+// y[n][c] = mean over the pixels of x[n][:, c]
+struct GlobalPoolParams {
+  const float* x;  // [batch, pixels, channels]
+  float* y;        // [batch, channels]
+  int64_t batch, pixels, channels;
+
+  int64_t units() const { return batch * channel_blocks(channels); }  // one unit: 16 channels
+};
+
+// y[n][o] = sum_k x[n][k] panels[k][o] + bias[o]
+struct LinearParams {
+  const float* x;  // [batch, channels_in]
+  float* y;        // [batch, channels_out]
+  PointwiseWeights weights;
+  int64_t batch, channels_in, channels_out;
+
+  int64_t units() const { return channel_blocks(channels_out); }  // one unit: 16 outputs, all rows
+};
+
+}  // namespace fastdw
