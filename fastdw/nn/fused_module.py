@@ -1,0 +1,275 @@
+"""What all fused modules share: when they run fused, the op call, the weight cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from fastdw import activation as activations
+from fastdw import backends, native, ops
+from fastdw.nn import weight_cache
+from fastdw.nn.units import ConvUnit, LinearUnit, NotFusable, Unit, check_units
+from fastdw.nn.weight_cache import PackedCall, WeightCache
+from fastdw.ops.layout import suggests_channels_last
+
+__all__ = ["ConvUnit", "FusedModule", "LinearUnit", "NotFusable", "fused_call", "pack_call"]
+
+PACKED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class FusedModule(nn.Module):
+    """A module that keeps its children and parameters and runs them as one fused op in eval mode.
+
+    Subclasses give ``_fused_pattern``, ``_fused_units()``, ``_unfused_forward(x)`` and, where it
+    applies, ``_fused_residual()``. The original forward runs in training mode and whenever the
+    children are no longer what they were (a hook, another norm, ...); the reason then stands in
+    ``_fastdw_reason``.
+
+    With gradients off, packed weights are kept between calls. They are dropped on ``train()``,
+    ``eval()``, ``load_state_dict``, ``.to()`` and the like, on a forward with gradients, and when a
+    parameter, buffer or child changes. After a write that torch does not count (in place through
+    ``.data``), call ``eval()`` again.
+    """
+
+    _fused_pattern: str
+    _fused_conv_types: tuple[type, ...] = (nn.Conv2d,)
+    _fused_norm_types: tuple[type, ...] = (nn.BatchNorm2d,)
+    _fastdw_reason: str | None = None
+    _fastdw_cache: WeightCache | None = None
+
+    def _fused_units(self) -> tuple[Unit, ...]:
+        """The units that the fused op computes, in order; may raise ``NotFusable``."""
+        raise NotImplementedError
+
+    def _unfused_forward(self, x: Tensor) -> Tensor:
+        """The forward of the children, one after another."""
+        raise NotImplementedError
+
+    def _fused_residual(self) -> bool:
+        """Say whether the input is added to the output."""
+        return False
+
+    def _fused_children(self) -> tuple[nn.Module, ...]:
+        """The modules that the fused op replaces: their own forward does not run."""
+        return tuple(module for module in self.modules() if module is not self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or self.training or not _may_keep(x):
+            return self._checked_forward(x)
+        cache = self._fastdw_cache
+        if cache is not None and cache.accepts(x) and cache.is_current(self):
+            return cache.call(x)
+        return self._checked_forward(x)
+
+    def _checked_forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return self._traced_forward(x)
+        if self.training:
+            return self._unfused_forward(x)
+        try:
+            units = self._checked_units()
+        except NotFusable as reason:
+            self._note(str(reason))
+            return self._unfused_forward(x)
+        self._note(None)
+        pattern, residual = self._fused_pattern, self._fused_residual()
+        if _may_pack(pattern, units, x):
+            if torch.compiler.is_compiling() or torch.jit.is_tracing():
+                return pack_call(pattern, units, residual)(x)
+            if _may_keep(x) and _is_plain(units):
+                return self._keep(units, x).call(x)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._drop_cache()  # a fused optimizer may write the weights next, uncounted
+        return fused_call(pattern, units, x, residual)
+
+    def _checked_units(self) -> tuple[Unit, ...]:
+        """``_fused_units()`` if they may stand for the children now, else raise ``NotFusable``."""
+        for child in self._fused_children():
+            name = type(child).__name__
+            if _has_hooks(child):
+                raise NotFusable(f"a hook on the child {name} would not run")
+            if child.training and not _ignores_training(child):
+                raise NotFusable(f"the child {name} is in training mode")
+            if "forward" in child.__dict__:
+                raise NotFusable(f"the child {name} has a forward of its own")
+        units = self._fused_units()
+        check_units(self._fused_pattern, units, self._fused_conv_types, self._fused_norm_types)
+        return units
+
+    def _traced_forward(self, x: Proxy) -> Any:
+        """Under ``torch.fx.symbolic_trace``: a call of this module; at the root, its children."""
+        tracer: Any = x.tracer
+        if tracer.root is self:
+            return self._unfused_forward(x)
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), {})
+
+    def _keep(self, units: Sequence[Unit], x: Tensor) -> WeightCache:
+        with weight_cache.lock():
+            there = self._fastdw_cache
+            if there is not None and there.accepts(x) and there.is_current(self):
+                return there  # another thread was faster
+            cache = WeightCache(self, self._fused_children(), x.shape[1], x.dtype)
+            cache.call = pack_call(self._fused_pattern, units, self._fused_residual())
+            self.__dict__["_fastdw_cache"] = cache
+        return cache
+
+    def _drop_cache(self) -> None:
+        with weight_cache.lock():  # a thread that is packing old weights must finish first
+            self.__dict__.pop("_fastdw_cache", None)
+
+    def _note(self, reason: str | None) -> None:
+        if not torch.compiler.is_compiling() and self._fastdw_reason != reason:
+            self.__dict__["_fastdw_reason"] = reason
+
+    def train(self, mode: bool = True):  # type: ignore[no-untyped-def]
+        self._drop_cache()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
+        self._drop_cache()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._drop_cache()
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+def fused_call(pattern: str, units: Sequence[Unit], x: Tensor, residual: bool = False) -> Tensor:
+    """Run ``units`` on ``x`` as the op called ``pattern``: live parameters, differentiable."""
+    first = units[0]
+    if isinstance(first, LinearUnit):
+        return ops.classifier_head(x, first.linear.weight, first.linear.bias)
+    convs = [unit.operands() for unit in units if isinstance(unit, ConvUnit)]
+    window = _window(units)
+    geometry: dict[str, Any] = {"stride": window.stride, "padding": window.raw_padding}
+    if pattern == "pointwise_conv":
+        return ops.pointwise_conv(x, *convs[0][:3], activation=convs[0][3])
+    if pattern == "stem_conv":
+        return ops.stem_conv(x, *convs[0][:3], activation=convs[0][3], **geometry)
+    geometry["dilation"] = window.dilation
+    if pattern == "depthwise_conv":
+        return ops.depthwise_conv(x, *convs[0][:3], activation=convs[0][3], **geometry)
+    if pattern == "separable_block":
+        return ops.separable_block(x, convs[0], convs[1], **geometry)
+    expand = convs[0] if len(convs) == 3 else None
+    return ops.inverted_residual(x, expand, convs[-2], convs[-1], residual=residual, **geometry)
+
+
+def pack_call(pattern: str, units: Sequence[Unit], residual: bool = False) -> PackedCall:
+    """Pack the weights of ``units``; return the call of the packed twin (CPU, no gradients)."""
+    tensors = _tensors(pattern, units)
+    packed = getattr(torch.ops.fastdw, f"pack_{pattern}").default(*tensors)
+    run = getattr(torch.ops.fastdw, f"{pattern}_packed").default
+    arguments = _packed_arguments(pattern, units, residual)
+    return lambda x: run(x, packed, *arguments)
+
+
+def _packed_arguments(pattern: str, units: Sequence[Unit], residual: bool) -> tuple[Any, ...]:
+    """The arguments of ``fastdw::<pattern>_packed`` after x and packed."""
+    if pattern == "classifier_head":
+        return (_weight(units[0]).shape[0],)
+    channels_out = _weight(units[-1]).shape[0]
+    activations = tuple(unit.activation for unit in units if isinstance(unit, ConvUnit))
+    channels_last = any(suggests_channels_last(_weight(unit)) for unit in units)
+    if pattern == "pointwise_conv":
+        return (channels_out, None, *activations, channels_last)
+    window = _window(units)
+    geometry = [window.kernel_size, window.stride, window.padding4, window.dilation]
+    if pattern == "stem_conv":
+        return (channels_out, *geometry[:3], *activations, channels_last)
+    if pattern == "inverted_residual":
+        expanded = activations if len(activations) == 3 else ("none", *activations)
+        return (channels_out, *geometry, residual, *expanded, channels_last)
+    return (channels_out, *geometry, *activations, channels_last)
+
+
+def _weight(unit: Unit) -> Tensor:
+    return unit.linear.weight if isinstance(unit, LinearUnit) else unit.weight
+
+
+def _window(units: Sequence[Unit]) -> ConvUnit:
+    """The unit whose stride, padding and dilation the op takes: the last but the projection."""
+    unit = units[max(len(units) - 2, 0)]
+    assert isinstance(unit, ConvUnit)
+    return unit
+
+
+def _tensors(pattern: str, units: Sequence[Unit]) -> list[Tensor | None]:
+    """The tensor arguments of the op after x, in schema order."""
+    tensors: list[Tensor | None] = []
+    for unit in units:
+        if isinstance(unit, LinearUnit):
+            tensors += [unit.linear.weight, unit.linear.bias]
+        else:
+            tensors += [unit.weight, *unit.scale_bias()]
+    no_expansion = pattern == "inverted_residual" and len(units) == 2
+    return [None, None, None, *tensors] if no_expansion else tensors
+
+
+def _may_keep(x: Tensor) -> bool:
+    """Say whether weights packed for this call may serve later calls."""
+    return (
+        not torch.is_grad_enabled()
+        and type(x) is Tensor
+        and backends.current_backend() in ("auto", "cpp")
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()
+        and not is_in_torch_dispatch_mode()
+    )
+
+
+def _may_pack(pattern: str, units: Sequence[Unit], x: Tensor) -> bool:
+    """Say whether the packed twin of the op takes this call; else the plain op does, or refuses."""
+    weights = [_weight(unit) for unit in units]
+    first = units[0]
+    channels_in = weights[0].shape[1]
+    if isinstance(first, ConvUnit) and first.conv.groups > 1:
+        channels_in = first.conv.groups
+    return (
+        not torch.is_grad_enabled()
+        and native.loaded
+        and backends.current_backend() in ("auto", "cpp")
+        and not torch.is_autocast_enabled("cpu")
+        and x.device.type == "cpu"
+        and x.dim() == 4
+        and x.shape[1] == channels_in
+        and x.dtype in PACKED_DTYPES
+        and all(weight.dtype == x.dtype and weight.device == x.device for weight in weights)
+        and _kernel_takes(pattern, weights, x)
+    )
+
+
+def _kernel_takes(pattern: str, weights: Sequence[Tensor], x: Tensor) -> bool:
+    """Ask the cpp row of the table, which reads no scale and no bias."""
+    arguments: list[Tensor | None] = [x]
+    if pattern == "inverted_residual" and len(weights) == 2:
+        arguments += [None, None, None]
+    for weight in weights:
+        arguments += [weight, None, None]
+    call = backends.Call(pattern, x.device.type, x.dtype, tuple(arguments))
+    return any(row.backend == "cpp" and row.refuse(call) is None for row in backends.ROWS[pattern])
+
+
+def _is_plain(units: Sequence[Unit]) -> bool:
+    """Say whether all weights are ordinary tensors, outside functorch's transforms."""
+    weights = [_weight(unit) for unit in units]
+    inside = torch._C._functorch.peek_interpreter_stack() is not None
+    return not inside and all(type(weight) in (Tensor, nn.Parameter) for weight in weights)
+
+
+def _ignores_training(module: nn.Module) -> bool:
+    return type(module) in (nn.Conv2d, nn.Linear) or activations.name_of(module) is not None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
