@@ -1,0 +1,189 @@
+"""What a trace of the forward proves: which convolution feeds which batch norm and activation.
+
+A model that torch.fx cannot trace as a whole is tried child by child; what is proved then holds for
+the forward of that child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastdw.convert.report import Reason
+from fastdw.convert.rules import (
+    Refused,
+    activation_name,
+    check_norm,
+    check_untouched,
+    conv_unit,
+    units_of,
+)
+from fastdw.convert.siblings import Path, Site
+from fastdw.nn.fused_module import FusedModule
+from fastdw.plan.trace import NotTraceable, trace
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Proof:
+    """What was found for the convolutions that no block takes.
+
+    Attributes:
+        sites: name of the convolution -> the names of it and of what it swallows.
+        refused: name of the convolution -> why it is left.
+    """
+
+    sites: dict[str, list[str]] = field(default_factory=dict)
+    refused: dict[str, Reason] = field(default_factory=dict)
+
+
+def prove(model: nn.Module, blocks: Collection[nn.Module]) -> Proof:
+    """Trace `model` with `blocks` closed and look at every other convolution."""
+    proof = Proof()
+    closed = {id(module) for block in blocks for module in block.modules()}
+    with _eval_flags(model):
+        _prove(model, "", closed, proof)
+    return proof
+
+
+def _prove(scope: nn.Module, prefix: str, closed: set[int], proof: Proof) -> None:
+    pending = [
+        name
+        for name, module in scope.named_modules(prefix=prefix)
+        if isinstance(module, nn.Conv2d) and id(module) not in closed
+    ]
+    if not pending:
+        return
+    graph = _try_trace(scope, closed)
+    if graph is None:
+        for name, child in scope.named_children():
+            full_name = f"{prefix}.{name}" if prefix else name
+            if isinstance(child, nn.Conv2d) and full_name in pending:
+                proof.refused[full_name] = Reason.NOT_TRACED
+            else:
+                _prove(child, full_name, closed, proof)
+        return
+    calls = _Calls(scope, graph, prefix)
+    for name in pending:
+        try:
+            proof.sites[name] = calls.site(name)
+        except Refused as refused:
+            proof.refused[name] = refused.reason
+
+
+def _is_leaf(closed: set[int], module: nn.Module) -> bool:
+    """Stop at convolutions, batch norms, closed blocks and at everything that holds none of
+    them."""
+    layers = (nn.Conv2d, _BatchNorm)
+    if id(module) in closed or isinstance(module, (*layers, FusedModule)):
+        return True
+    return not isinstance(module, nn.Sequential) and not any(
+        isinstance(inner, layers) for inner in module.modules()
+    )
+
+
+def _try_trace(scope: nn.Module, closed: set[int]) -> fx.Graph | None:
+    if isinstance(scope, nn.Conv2d):
+        return None
+    try:
+        return trace(scope, partial(_is_leaf, closed))
+    except NotTraceable as error:
+        log.debug("torch.fx cannot trace %s: %s", type(scope).__name__, error)
+        return None
+
+
+@contextlib.contextmanager
+def _eval_flags(model: nn.Module) -> Iterator[None]:
+    """Trace what runs in eval mode, without calling anybody's `train()`."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+class _Calls:
+    """The module calls of one traced graph."""
+
+    def __init__(self, scope: nn.Module, graph: fx.Graph, prefix: str) -> None:
+        self.prefix = prefix
+        self.by_name = dict(scope.named_modules(remove_duplicate=False))
+        self.nodes = [node for node in graph.nodes if node.op == "call_module"]
+        self.counts = Counter(id(self.by_name[str(node.target)]) for node in self.nodes)
+        self.names = Counter(id(module) for module in self.by_name.values())
+
+    def site(self, name: str) -> list[str]:
+        """Return the names of the convolution and of what it may swallow, or raise `Refused`."""
+        local = name[len(self.prefix) + 1 :] if self.prefix else name
+        conv = self.by_name[local]
+        check_untouched(conv)
+        conv_unit(conv)
+        nodes = [n for n in self.nodes if self.by_name[str(n.target)] is conv]
+        if not nodes:
+            raise Refused(Reason.NOT_CALLED)
+        node = nodes[0]
+        self._check_once(node)
+        norm = self._next(node)
+        if norm is None:
+            raise Refused(Reason.USED_TWICE if len(node.users) > 1 else Reason.NO_BATCH_NORM)
+        check_norm(self._module(norm))
+        self._check_once(norm)
+        chain = [node, norm]
+        if units_of(map(self._module, chain))[0].activation == "none":
+            act = self._next(norm)
+            if act is not None and self._may_swallow(act):
+                chain.append(act)
+        return [self._full_name(n) for n in chain]
+
+    def _module(self, node: fx.Node) -> nn.Module:
+        return self.by_name[str(node.target)]
+
+    def _full_name(self, node: fx.Node) -> str:
+        return f"{self.prefix}.{node.target}" if self.prefix else str(node.target)
+
+    def _next(self, node: fx.Node) -> fx.Node | None:
+        """The one call of a module that takes `node`'s value, and nothing else, or None."""
+        users = list(node.users)
+        if len(users) != 1 or users[0].op != "call_module" or users[0].all_input_nodes != [node]:
+            return None
+        return users[0]
+
+    def _check_once(self, node: fx.Node) -> None:
+        module = self._module(node)
+        if len(node.args) != 1 or node.kwargs:
+            raise Refused(Reason.UNKNOWN_CLASS)
+        if self.counts[id(module)] > 1:
+            raise Refused(Reason.USED_TWICE)
+        if self.names[id(module)] > 1:
+            raise Refused(Reason.SHARED_MODULE)
+        check_untouched(module)
+
+    def _may_swallow(self, act: fx.Node) -> bool:
+        """Say whether a convolution may compute this activation; if not, it stays where it is."""
+        try:
+            self._check_once(act)
+        except Refused:
+            return False
+        module = self._module(act)
+        return type(module) is not nn.Identity and activation_name(module) is not None
+
+
+def site_of(model: nn.Module, names: list[str]) -> Site:
+    """Describe a site from the lowest module that holds all its members."""
+    paths: list[Path] = [tuple(name.split(".")) for name in names]
+    depth = 0
+    while len({path[: depth + 1] for path in paths}) == 1:
+        depth += 1
+    parent = model.get_submodule(".".join(paths[0][:depth]))
+    return Site(parent, tuple(path[depth:] for path in paths))

@@ -1,0 +1,367 @@
+"""From a module tree in eval mode to the steps of a planned network, or the reason why not.
+
+The forward is traced with fused modules as leaves; each call becomes a step. Activations and
+additions are folded into the step before them, and neighbouring steps are merged into blocks.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fastdw import activation as activations
+from fastdw.nn.fused_module import ConvUnit, FusedModule, LinearUnit, NotFusable
+from fastdw.nn.units import Unit, check_units, conv_pattern
+from fastdw.ops.program import Program
+from fastdw.plan.steps import PlanStep, activate, add_into, merge_blocks, step_of
+from fastdw.plan.trace import NotTraceable, trace
+
+
+class NotPlannable(Exception):
+    """Why a network cannot run as one op; the message names the layer."""
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """A global average pool: its result is [N, C] if it flattens, else [N, C, 1, 1]."""
+
+    flatten: bool
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a network does.
+
+    Attributes:
+        program: the steps, without places of weights yet.
+        units: the layers of each step.
+        structure: how the outputs are nested.
+    """
+
+    program: Program
+    units: tuple[tuple[Unit, ...], ...]
+    structure: pytree.TreeSpec
+
+
+INERT_TYPES: set[type] = {nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout}
+"""Exact classes that hand their input on in eval mode."""
+
+POOLING: dict[type, Callable[[nn.Module], Pooling | None]] = {
+    nn.AdaptiveAvgPool2d: lambda pool: (
+        Pooling(flatten=False) if pool.output_size in (1, (1, 1), [1, 1]) else None
+    )
+}
+"""Exact classes that may be a global average pool."""
+
+ACTIVATION_FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu",
+    torch.relu: "relu",
+    F.relu6: "relu6",
+    F.hardswish: "hardswish",
+    F.silu: "silu",
+    "relu": "relu",
+    "relu_": "relu",
+}
+
+ADDITIONS_IN_PLACE: tuple[Any, ...] = (operator.iadd, "add_")
+ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add", *ADDITIONS_IN_PLACE)
+DROPOUTS: tuple[Any, ...] = (F.dropout, F.dropout2d, F.alpha_dropout, torch.dropout)
+
+
+def record(model: nn.Module) -> Recording:
+    """Record what `model` computes in eval mode.
+
+    Raises:
+        NotPlannable: something in it has no step.
+    """
+    try:
+        graph = trace(model, _is_leaf)
+    except NotTraceable as error:
+        raise NotPlannable(f"torch.fx cannot trace the model: {error}") from error
+    recorder = _Recorder(model)
+    for node in graph.nodes:
+        recorder.take(node)
+    return recorder.finish()
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    kind = type(module)
+    if isinstance(module, FusedModule) or kind in INERT_TYPES:
+        return True
+    if kind in POOLING and POOLING[kind](module) is not None:
+        return True
+    return kind.__module__.startswith("torch.nn.") and kind is not nn.Sequential
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What a node of the graph holds.
+
+    Attributes:
+        id: the value in the program; of a pooled one the map that is pooled.
+        kind: "map" [N, C, H, W], "pooled" [N, C, 1, 1] not computed yet, "flat" the same as [N, C],
+            "rows" [N, C, H] (the mean over width), "vector" [N, C] computed, or "size".
+        node: the node that computed it, before those that only hand it on.
+    """
+
+    id: str
+    kind: str
+    node: fx.Node
+
+
+class _Recorder:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.steps: list[PlanStep] = []
+        self.values: dict[fx.Node, _Value] = {}
+        self.outputs: list[str] = []
+        self.structure: pytree.TreeSpec | None = None
+
+    def take(self, node: fx.Node) -> None:
+        """Add what `node` computes."""
+        if node.op == "placeholder":
+            self._placeholder(node)
+        elif node.op == "call_module":
+            self._module(node, self.modules[str(node.target)])
+        elif node.op in ("call_function", "call_method"):
+            self._function(node)
+        elif node.op == "output":
+            self._output(node.args[0])
+        elif node.users:
+            raise NotPlannable(f"{node.name}: a tensor of the model is used by itself")
+
+    def finish(self) -> Recording:
+        """Merge blocks and write the program."""
+        steps = merge_blocks(self.steps, self.outputs)
+        if not steps:
+            raise NotPlannable("the model has no step")
+        readers = [s.step for s in steps if s.step.input == "x"]
+        channels = {step.channels_in or step.channels for step in readers}
+        if len(channels) != 1:
+            raise NotPlannable("the input is not used as an image")
+        assert self.structure is not None
+        program = Program(channels.pop(), tuple(self.outputs), tuple(s.step for s in steps))
+        return Recording(program, tuple(s.units for s in steps), self.structure)
+
+    def _placeholder(self, node: fx.Node) -> None:
+        if not node.users:
+            return
+        if any(value.id == "x" for value in self.values.values()):
+            raise NotPlannable("forward takes more than one input")
+        self.values[node] = _Value("x", "map", node)
+
+    def _module(self, node: fx.Node, module: nn.Module) -> None:
+        name, kind = str(node.target), type(module)
+        if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+            raise NotPlannable(f"{name}: called with more than one tensor")
+        source = self.values[node.args[0]]
+        activation = activations.name_of(module)
+        if isinstance(module, FusedModule):
+            try:
+                units, pattern = module._checked_units(), module._fused_pattern
+            except NotFusable as error:
+                raise NotPlannable(f"{name}: {error}") from error
+            self._step(node, source, pattern, units, module._fused_residual(), name)
+        elif kind in INERT_TYPES:
+            self.values[node] = source
+        elif kind in POOLING:
+            pooling = POOLING[kind](module)
+            if pooling is None:
+                raise NotPlannable(f"{name}: {kind.__name__} is not a global average pool")
+            self._pool(node, source, pooling.flatten, name)
+        elif kind is nn.Flatten and (module.start_dim, module.end_dim) in ((1, -1), (1, 3)):
+            self._flatten(node, source, name)
+        elif kind is nn.Linear and source.kind == "flat":
+            assert isinstance(module, nn.Linear)
+            units = (LinearUnit(module),)
+            self._step(node, replace(source, kind="map"), "classifier_head", units, False, name)
+        elif kind is nn.Conv2d:
+            assert isinstance(module, nn.Conv2d)
+            unit = ConvUnit(module, None, "none")
+            try:
+                pattern = conv_pattern(unit)
+                check_units(pattern, (unit,))
+            except NotFusable as error:
+                raise NotPlannable(f"{name}: {error}") from error
+            self._step(node, source, pattern, (unit,), False, name)
+        elif activation is not None:
+            self._activate(node, source, activation)
+        else:
+            raise NotPlannable(f"{name}: {kind.__name__} has no step")
+
+    def _function(self, node: fx.Node) -> None:
+        sources = [self.values.get(argument) for argument in node.all_input_nodes]
+        source = sources[0] if sources else None
+        target, arguments = node.target, node.args[1:]
+        if source is None:
+            raise NotPlannable(f"{node.name}: {_name(target)} has no step")
+        if target in DROPOUTS and _argument(node, 2, "training", True) is False:
+            self.values[node] = source
+        elif target in ACTIVATION_FUNCTIONS:
+            self._activate(node, source, ACTIVATION_FUNCTIONS[target])
+        elif target in ADDITIONS and len(sources) == 2 and not node.kwargs:
+            self._add(node, source, sources[1])
+        elif target is F.adaptive_avg_pool2d and arguments in ((1,), ((1, 1),), ([1, 1],)):
+            self._pool(node, source, False, node.name)
+        elif target in (torch.mean, "mean"):
+            self._mean(node, source)
+        elif target in (torch.flatten, "flatten") and arguments in ((1,), (1, -1)):
+            self._flatten(node, source, node.name)
+        elif target in ("size", getattr):
+            self.values[node] = replace(source, kind="size", node=node)
+        elif target is operator.getitem and source.kind == "size" and arguments == (0,):
+            self.values[node] = source
+        elif target in ("view", "reshape", torch.reshape) and self._is_flat_shape(arguments):
+            self._flatten(node, source, node.name)
+        else:
+            raise NotPlannable(f"{node.name}: {_name(target)} has no step")
+
+    def _is_flat_shape(self, shape: tuple[Any, ...]) -> bool:
+        """Say whether a view keeps the batch and puts everything else into one axis."""
+        if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
+            shape = tuple(shape[0])
+        if len(shape) != 2:
+            return False
+        batch = isinstance(shape[0], fx.Node) and self.values[shape[0]].kind == "size"
+        return (batch and shape[1] == -1) or (shape[0] == -1 and isinstance(shape[1], int))
+
+    def _step(
+        self,
+        node: fx.Node,
+        source: _Value,
+        pattern: str,
+        units: tuple[Unit, ...],
+        residual: bool,
+        name: str,
+    ) -> None:
+        if source.kind != "map":
+            raise NotPlannable(f"{name}: expected an image or a feature map, got a {source.kind}")
+        value = str(len(self.values))
+        self.steps.append(step_of(pattern, units, source.id, value, residual))
+        kind = "vector" if pattern == "classifier_head" else "map"
+        self.values[node] = _Value(value, kind, node)
+
+    def _pool(self, node: fx.Node, source: _Value, flatten: bool, name: str) -> None:
+        if source.kind != "map" or source.id == "x":
+            raise NotPlannable(f"{name}: pools something else than a feature map")
+        self.values[node] = _Value(source.id, "flat" if flatten else "pooled", node)
+
+    def _flatten(self, node: fx.Node, source: _Value, name: str) -> None:
+        if source.kind not in ("pooled", "flat", "vector"):
+            raise NotPlannable(f"{name}: flattens a {source.kind}")
+        kind = "flat" if source.kind == "pooled" else source.kind
+        self.values[node] = replace(source, kind=kind, node=node)
+
+    def _mean(self, node: fx.Node, source: _Value) -> None:
+        axes = _argument(node, 1, "dim", None)
+        keeps = bool(_argument(node, 2, "keepdim", False))
+        if isinstance(axes, (tuple, list)):
+            axes = tuple(axes)
+        if source.kind == "map" and axes in ((2, 3), (3, 2), (-2, -1), (-1, -2)):
+            self._pool(node, source, not keeps, node.name)
+        elif source.kind == "map" and axes in (3, -1) and not keeps:
+            self.values[node] = _Value(source.id, "rows", node)
+        elif source.kind == "rows" and axes in (2, -1) and not keeps:
+            self.values[node] = _Value(source.id, "flat", node)
+        else:
+            raise NotPlannable(f"{node.name}: a mean that is no global average pool")
+
+    def _activate(self, node: fx.Node, source: _Value, activation: str) -> None:
+        index = self._only_reader(node, source)
+        step = None if index is None else activate(self.steps[index], activation)
+        if source.kind != "map":
+            step = None
+        if index is None or step is None:
+            raise NotPlannable(f"{node.name}: {activation} has no step before it to join")
+        self.steps[index] = step
+        self.values[node] = replace(source, node=node)
+
+    def _add(self, node: fx.Node, left: _Value, right: _Value | None) -> None:
+        """Let the later of the two steps add the other value."""
+        assert right is not None
+        order = {"x": -1, **{s.step.output: index for index, s in enumerate(self.steps)}}
+        if left.kind == right.kind == "map" and not self._overwrites(node, left):
+            first, last = sorted((left, right), key=lambda value: order[value.id])
+            index = self._only_reader(node, last)
+            step = None if index is None else add_into(self.steps[index], first.id)
+            if step is not None and self._channels(first.id) == step.channels_out:
+                assert index is not None
+                self.steps[index] = step
+                self.values[node] = replace(last, node=node)
+                return
+        raise NotPlannable(f"{node.name}: this addition has no step before it to join")
+
+    def _channels(self, value: str) -> int:
+        widths = {s.step.output: s.step.channels_out for s in self.steps}
+        readers = (s.step.channels_in for s in self.steps if s.step.input == "x")
+        return widths.get(value) or next(readers, 0)
+
+    def _only_reader(self, node: fx.Node, source: _Value) -> int | None:
+        """The step that computes `source`, if nothing but `node` reads it."""
+        if any(len(holder.users) != 1 for holder in self._holders(node, source)):
+            return None
+        outputs = [s.step.output for s in self.steps]
+        return outputs.index(source.id) if source.id in outputs else None
+
+    def _holders(self, node: fx.Node, source: _Value) -> list[fx.Node]:
+        """The nodes that hand `source` on to `node`, back to the one that computes it."""
+        holder = next(n for n in node.all_input_nodes if self.values.get(n) is source)
+        holders = [holder]
+        while holder is not source.node:
+            holder = holder.all_input_nodes[0]
+            holders.append(holder)
+        return holders
+
+    def _overwrites(self, node: fx.Node, source: _Value) -> bool:
+        """Say whether something still reads `source` after `node` has added to it in place."""
+        later = {user for holder in self._holders(node, source) for user in holder.users}
+        return node.target in ADDITIONS_IN_PLACE and any(node < user for user in later)
+
+    def _output(self, result: Any) -> None:
+        nodes, self.structure = pytree.tree_flatten(_plain(result))
+        pooled: dict[str, str] = {}
+        for node in nodes:
+            if not isinstance(node, fx.Node):
+                raise NotPlannable(f"output: {node!r} is no tensor that a step computes")
+            value = self.values[node]
+            if value.kind == "flat":
+                if value.id not in pooled:
+                    pooled[value.id] = str(len(self.values) + len(pooled))
+                    self.steps.append(
+                        PlanStep.pool(value.id, pooled[value.id], self._channels(value.id))
+                    )
+                self.outputs.append(pooled[value.id])
+            elif value.kind in ("map", "vector") and value.id != "x":
+                self.outputs.append(value.id)
+            else:
+                raise NotPlannable(f"output: a {value.kind} is no output that a step computes")
+        if not nodes:
+            raise NotPlannable("output: no tensor")
+
+
+def _plain(value: Any) -> Any:
+    """Containers of fx as the builtin ones."""
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        kind = list if isinstance(value, list) else tuple
+        return kind(_plain(item) for item in value)
+    if type(value).__name__ == "immutable_dict":
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def _name(target: Any) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))

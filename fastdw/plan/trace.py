@@ -1,0 +1,59 @@
+"""Tracing a module's forward with torch.fx, optional arguments at their defaults."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+
+from torch import fx, nn
+
+IsLeaf = Callable[[nn.Module], bool]
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, is_leaf: IsLeaf) -> None:
+        super().__init__()
+        self.is_leaf = is_leaf
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return self.is_leaf(m)
+
+
+class NotTraceable(Exception):
+    """torch.fx cannot follow the forward; the message says what it met."""
+
+
+def trace(module: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
+    """Return the graph of `module.forward`.
+
+    Args:
+        module: what to trace, as its training flags stand.
+        is_leaf: says which modules stay a single call.
+
+    Raises:
+        NotTraceable: the forward does not run on proxies.
+    """
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        graph = _Tracer(is_leaf).trace(module, concrete_args=defaults or None)
+    except Exception as error:  # somebody's forward may raise anything at all on a proxy
+        message = str(error).splitlines()[0] if str(error) else ""
+        raise NotTraceable(f"{type(error).__name__}: {message}") from error
+    _drop_assertions(graph, defaults)
+    return graph
+
+
+def _drop_assertions(graph: fx.Graph, defaults: Collection[str]) -> None:
+    """torch.fx asserts that optional arguments have the values they were traced with."""
+    constant: set[fx.Node] = set()
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op == "placeholder":
+            if str(node.target) in defaults or str(node.target).rpartition("_")[0] in defaults:
+                constant.add(node)
+        elif inputs and constant.issuperset(inputs):
+            constant.add(node)
+    for node in reversed(graph.nodes):
+        if node in constant and node.op == "call_function" and not node.users:
+            graph.erase_node(node)
