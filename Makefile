@@ -1,0 +1,98 @@
+# Everything runs in one virtual environment, .venv; stamp files in it say what is already done.
+#   make demo [PHOTO=cat.jpg]     make test     make help
+
+SHELL := bash
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CREATED := $(VENV)/.created
+PINNED := $(VENV)/.pinned
+INSTALLED := $(VENV)/.installed
+BUILD_INPUTS := setup.py pyproject.toml MANIFEST.in \
+	$(shell find csrc kernels -type f -not -name '*.md' -not -name '*.pyc')
+
+# Two workers of one thread each; tests about threads ask torch for more themselves.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+WORKERS ?= 2
+SANITIZED := build/sanitize
+
+define PINNED_REQUIREMENTS
+from pathlib import Path
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
+project = tomllib.loads(Path("pyproject.toml").read_text())
+print(*project["build-system"]["requires"], *project["project"]["optional-dependencies"]["pinned"])
+endef
+export PINNED_REQUIREMENTS
+
+.DELETE_ON_ERROR:
+.PHONY: help venv install demo test test-fast lint test-abi test-sanitize bench readme clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(PINNED) ## .venv with the pinned torch (some GB the first time)
+install: $(INSTALLED) ## .venv with fastdw built and installed, editable
+
+$(CREATED):
+	@echo "== virtual environment: $(VENV)"
+	@command -v $(PYTHON) > /dev/null || { \
+		echo "$(PYTHON) not found: install Python 3.10 or newer: sudo apt-get install python3 python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "$$($(PYTHON) --version) is too old, 3.10 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments: sudo apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(PINNED): pyproject.toml $(CREATED)
+	@echo "== torch, torchvision and build tools (pinned in pyproject.toml; the first download takes minutes)"
+	@requirements=$$($(BIN)/python -c "$$PINNED_REQUIREMENTS") \
+		&& echo "   $$requirements" \
+		&& $(BIN)/python -m pip install --disable-pip-version-check $$requirements
+	@touch $@
+
+$(INSTALLED): $(PINNED) $(BUILD_INPUTS)
+	@command -v $${CXX:-c++} > /dev/null || { \
+		echo "no C++ compiler found: sudo apt-get install g++"; exit 1; }
+	@echo "== fastdw: building the kernels (a first build takes some minutes)"
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@echo "== fastdw: installing it, editable, and what its tests and its demo use"
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## classify photos with stock torch and with fastdw, side by side (PHOTO=cat.jpg adds one)
+	@$(BIN)/fastdw demo $(PHOTO)
+
+test: lint ## lint and all tests
+	@echo "== tests"
+	@$(PYTEST) -n $(WORKERS)
+
+test-fast: $(INSTALLED) ## the tests that take less than three minutes together
+	@$(PYTEST) -n $(WORKERS) -m "not slow"
+
+lint: $(INSTALLED) ## ruff and mypy
+	@echo "== lint"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test-abi: $(CREATED) ## build under one torch, run under another (own environments, downloads)
+	@echo "== stable ABI: build and run under different torches"
+	@PYTHON=$(PYTHON) bash tests/abi/run.sh
+
+test-sanitize: $(INSTALLED) ## the op tests once under AddressSanitizer and UBSan
+	@PYTHON=$(BIN)/python bash tests/sanitize/run.sh $(SANITIZED)
+
+bench: $(INSTALLED) ## time fastdw against torch; appends to bench/results/<device>/models.csv
+	@$(BIN)/python bench/run_models.py
+
+readme: $(INSTALLED) ## write the generated tables of README.md
+	@$(BIN)/python -m fastdw.benchmark.readme README.md
+
+clean: ## remove what was built (.venv stays; rm -rf .venv removes that too)
+	rm -rf build dist *.egg-info fastdw/_C.so .pytest_cache .mypy_cache .ruff_cache .hypothesis $(INSTALLED)
+	find fastdw tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Timing against other runtimes, and the check of every kernel against the float64 reference."""

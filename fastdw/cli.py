@@ -1,0 +1,40 @@
+"""The `fastdw` command: puts the commands together and turns bad input into one sentence."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from fastdw.commands.bench import bench
+from fastdw.commands.classify import classify
+from fastdw.commands.demo import demo
+from fastdw.commands.doctor import doctor
+from fastdw.commands.explain import explain
+from fastdw.commands.fetch import fetch
+from fastdw.commands.output import InputError
+from fastdw.commands.summary import summary
+from fastdw.commands.verify import verify
+
+app = typer.Typer(
+    name="fastdw",
+    help="Fused MobileNet kernels for torch.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (doctor, explain, classify, demo, summary, fetch, verify, bench):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command. Bad input: one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        print(f"fastdw: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

