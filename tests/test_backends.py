@@ -100,9 +100,12 @@ def test_unknown_names_are_refused() -> None:
         ops.depthwise_conv(X, WEIGHT, backend="cuda")
 
 
-def in_subprocess(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def in_subprocess(
+    code: str, folder: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],
+        cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -133,7 +136,7 @@ for backend in ("cpp", "auto"):
     except ImportError as error:
         print("run `python -m pip install" in str(error))
 """
-    done = in_subprocess(code, PYTHONPATH=str(tmp_path))
+    done = in_subprocess(code, folder=tmp_path)
     assert done.stdout == "torch.Size([1, 4, 3, 3])\nTrue\nTrue\n", done.stderr
 
 
