@@ -118,14 +118,17 @@ def dispatch(op: str, backend: str, x: Tensor, arguments: tuple[object, ...]) ->
 
 
 def support_table() -> list[dict[str, str]]:
-    """Return the table for people: one dict a row (op, backend, devices, dtypes)."""
+    """Return the table for people: one dict a row (op, backend, devices, dtypes).
+
+    The meta device, on which a row only works out shapes, is left out.
+    """
     import fastdw.ops  # noqa: F401  fills ROWS
 
     return [
         {
             "op": row.op,
             "backend": row.backend,
-            "devices": ", ".join(row.devices) or "any",
+            "devices": ", ".join(name for name in row.devices if name != "meta") or "any",
             "dtypes": ", ".join(row.dtypes),
         }
         for rows in ROWS.values()

@@ -57,14 +57,12 @@ def convert(
 
     Args:
         model: any module, in training or eval mode.
-        include: fnmatch patterns of qualified names; only what they match, and what is inside it,
-        is
-            converted. Default: everything.
+        include: fnmatch patterns of qualified names; only what they match, and what is inside
+            it, is converted. Default: everything.
         exclude: the same for what to leave.
         filter_fn: `filter_fn(name, module)` is asked for each candidate; False leaves it.
-        level: `"block"` fuses whole blocks where it can, else single convolutions with batch norm
-        and
-            activation; `"depthwise"` only depthwise convolutions with batch norm and activation.
+        level: `"block"` fuses whole blocks where it can, else single convolutions with batch
+            norm and activation; `"depthwise"` only depthwise convolutions with both.
         backend: backend of the converted modules, see `fastdw.use_backend`.
         strict: raise, not only warn, if nothing can be fused.
         dry_run: only report.
