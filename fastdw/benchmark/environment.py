@@ -26,7 +26,7 @@ def describe() -> dict[str, Any]:
         "cores": usable_cores(),
         "caches": caches(),
         "memory_gib": memory_gib(),
-        "system": platform.platform(),
+        "system": " ".join((platform.system(), *platform.libc_ver())),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
