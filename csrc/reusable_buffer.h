@@ -7,6 +7,8 @@
 #include <memory>
 #include <new>
 
+#include "csrc/tensor_checks.h"
+
 namespace fastdw {
 
 constexpr int64_t kCacheLineBytes = 64;
@@ -17,6 +19,7 @@ struct FreeMemory {
 using AlignedFloats = std::unique_ptr<float[], FreeMemory>;
 
 inline AlignedFloats allocate_floats(int64_t floats) {
+  if (floats < 0 || floats > kMostFloats) throw std::bad_alloc();
   const int64_t line = kCacheLineBytes / static_cast<int64_t>(sizeof(float));
   const int64_t rounded = (floats + line - 1) / line * line;
   void* memory = std::aligned_alloc(kCacheLineBytes, rounded * sizeof(float));
@@ -40,7 +43,7 @@ class ReusableBuffer {
 
   Lease take(int64_t floats) {
     if (floats <= size_) return Lease(kept_.get(), nullptr);
-    if (floats * static_cast<int64_t>(sizeof(float)) > kept_limit_bytes) {
+    if (floats > kept_limit_bytes / static_cast<int64_t>(sizeof(float))) {
       AlignedFloats memory = allocate_floats(floats);
       float* data = memory.get();
       return Lease(data, std::move(memory));

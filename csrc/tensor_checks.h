@@ -48,12 +48,15 @@ std::string shape_text(const Sizes& sizes) {
   return text.str();
 }
 
-// The product of sizes, refused where it does not fit; `what` begins the message.
+// No machine holds so many floats, and sums of thousands of such counts still fit in 64 bits.
+constexpr int64_t kMostFloats = int64_t{1} << 48;
+
+// The product of sizes, refused beyond kMostFloats; `what` begins the message.
 inline int64_t checked_product(const char* what, std::initializer_list<int64_t> factors) {
   int64_t product = 1;
   for (const int64_t factor : factors)
-    FASTDW_CHECK(!__builtin_mul_overflow(product, factor, &product), what, ": the size ",
-                 shape_text(factors), " overflows");
+    FASTDW_CHECK(!__builtin_mul_overflow(product, factor, &product) && product <= kMostFloats, what,
+                 ": the size ", shape_text(factors), " is too large");
   return product;
 }
 

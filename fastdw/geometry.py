@@ -11,11 +11,12 @@ Pair = int | Sequence[int]
 Padding = int | str | Sequence[int]
 
 SAME: list[int] = []  # how schemas and kernels write "same": it depends on the input size
+LARGEST = 2**31 - 1  # of a stride, dilation or padding
 
 
 def normalize_pair(value: Pair, name: str, minimum: int = 1) -> list[int]:
     """Return ``value`` (int or pair) as ``[vertical, horizontal]``, each at least ``minimum``."""
-    if isinstance(value, int) and value >= minimum:
+    if isinstance(value, int) and minimum <= value <= LARGEST:
         return [value, value]
     pair = [value, value] if isinstance(value, int) else value
     if (
@@ -27,6 +28,8 @@ def normalize_pair(value: Pair, name: str, minimum: int = 1) -> list[int]:
         raise ValueError(f"{name}: expected an int or a pair of ints, got {value!r}")
     if min(pair) < minimum:
         raise ValueError(f"{name}: expected at least {minimum}, got {value!r}")
+    if max(pair) > LARGEST:
+        raise ValueError(f"{name}: expected at most {LARGEST}, got {value!r}")
     return list(pair)
 
 
@@ -58,15 +61,15 @@ def normalize_padding(
         )
         return [*horizontal, *vertical]
     if isinstance(padding, Sequence) and len(padding) == 4:
-        if not all(isinstance(side, int) and side >= 0 for side in padding):
-            raise ValueError(f"padding: expected four ints of at least 0, got {padding!r}")
+        if not all(isinstance(side, int) and 0 <= side <= LARGEST for side in padding):
+            raise ValueError(f"padding: expected four ints, 0 to {LARGEST}, got {padding!r}")
         return [int(side) for side in padding]
     try:
         above, left = normalize_pair(padding, "padding", minimum=0)
     except ValueError:
         raise ValueError(
             "padding: expected an int, a pair (vertical, horizontal), a 4-tuple (left, right, top, "
-            f'bottom), all at least 0, "same" or "keras_v1", got {padding!r}'
+            f'bottom), all 0 to {LARGEST}, "same" or "keras_v1", got {padding!r}'
         ) from None
     return [left, left, above, above]
 

@@ -32,13 +32,16 @@ def test_padding_becomes_four_sides(padding: Any, sides: list[int]) -> None:
     assert normalize_padding(padding, kernel_size=(5, 3), stride=(1, 2), dilation=(2, 1)) == sides
 
 
-@pytest.mark.parametrize("padding", [-1, (1,), (1, 2, 3), 1.0, "valid", (1, 2, 3, -4), None])
+@pytest.mark.parametrize(
+    "padding",
+    [-1, (1,), (1, 2, 3), 1.0, "valid", (1, 2, 3, -4), None, 2**31, (0, 0, 0, 2**63)],
+)
 def test_other_paddings_are_refused(padding: Any) -> None:
     with pytest.raises(ValueError, match="padding: expected"):
         normalize_padding(padding, 3, 1, 1)
 
 
-@pytest.mark.parametrize("value", [0, (1, 0), (1, 2, 3), "3", 1.5, None, (1.0, 2)])
+@pytest.mark.parametrize("value", [0, (1, 0), (1, 2, 3), "3", 1.5, None, (1.0, 2), 2**31])
 def test_other_pairs_are_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="stride: expected"):
         normalize_pair(value, "stride")

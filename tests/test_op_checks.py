@@ -13,7 +13,9 @@ import pytest
 import torch
 from memory_peak import peak_growth_bytes
 from shapes import LAYOUTS, Case, laid_out
-from tolerances import assert_correct, budget, effective_terms
+from tolerances import assert_correct
+
+from fastdw.benchmark.error_budget import budget, effective_terms
 
 CASE = Case("depthwise_conv")
 

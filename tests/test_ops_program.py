@@ -133,8 +133,21 @@ def planned_call() -> tuple[torch.Tensor, torch.Tensor, str]:
     return torch.randn(2, 3, 9, 8), torch.cat([plan, stem, head]), program
 
 
-def test_opcheck_of_the_planned_network() -> None:
-    torch.library.opcheck(torch.ops.fastdw.planned_network.default, planned_call())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck_of_the_planned_network(dtype: torch.dtype) -> None:
+    x, packed, program = planned_call()
+    call = (x.to(dtype), packed, program)
+    torch.library.opcheck(torch.ops.fastdw.planned_network.default, call)
+
+
+def test_autocast_of_the_planned_network() -> None:
+    x, packed, program = planned_call()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = torch.ops.fastdw.planned_network(x, packed, program)
+    expected = torch.ops.fastdw.planned_network(x.bfloat16(), packed, program)
+    for output, same in zip(outputs, expected, strict=True):
+        assert output.dtype == torch.bfloat16
+        assert torch.equal(output, same)
 
 
 def test_planned_network_counts_flops_and_has_no_gradient() -> None:
@@ -151,7 +164,7 @@ def test_planned_network_counts_flops_and_has_no_gradient() -> None:
     ("x", "error", "message"),
     [
         (torch.ones(2, 4, 9, 8), ValueError, "x: expected 3 channels"),
-        (torch.ones(2, 3, 9, 8).half(), TypeError, "x: expected torch.float32"),
+        (torch.ones(2, 3, 9, 8).double(), TypeError, "x: expected fp32, fp16 or bf16"),
         (torch.ones(3, 9, 8), ValueError, "x: expected .batch, channels"),
     ],
 )

@@ -315,6 +315,14 @@ def test_packed_ops_refuse_to_run_backward() -> None:
         y.sum().backward()
 
 
+def test_packed_ops_refuse_weights_on_another_device() -> None:
+    _, _, twin, (x, packed, *rest) = packed_call(
+        small("stem_conv"), schema_call(small("stem_conv"))
+    )
+    with pytest.raises(ValueError, match="packed: expected device cpu as x, got meta"):
+        twin(x, packed.to("meta"), *rest)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_packed_twin_computes_the_same(op: str, isa: str) -> None:
     case = small(op)

@@ -198,6 +198,9 @@ BAD_PROGRAMS = {
     HEAD + "\n" + STEM + " groups=2": "unknown key groups",
     HEAD + "\n" + STEM.replace("channels_out=4", "channels_out=8"): "out 8.*out 4",
     HEAD + "\n" + STEM.replace("kernel=3,3", "kernel=50,3"): "height 8 with padding",
+    HEAD + "\n" + STEM.replace("padding=1,1,1,1", f"padding={2**31 - 1},1,{2**31 - 1},1"): (
+        "the size .* is too large"
+    ),
     HEAD + "\n" + STEM + "\nglobal_pool in=0 out=1 channels=4\nglobal_pool in=1 out=2 channels=4": (
         "line 4: global_pool: in: expected images"
     ),

@@ -1,7 +1,6 @@
 """Each op x backend x ISA x dtype against the float64 reference, on the machine at hand.
 
-An output passes where |out - truth| <= eps_out * |truth| + k * eps_acc * S, element by element:
-S is the reference run on absolute values without activations, k the length of the sum.
+An output passes where each element is within the error budget (`fastdw.benchmark.error_budget`).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import fastdw.ops
 from fastdw import native, reference
 from fastdw.backends import BackendRefused, support_table
 from fastdw.benchmark.cases import OP_CASES, OpCase, OpTensors
+from fastdw.benchmark.error_budget import budget
 
 DTYPES = {
     "fp32": torch.float32,
@@ -26,8 +26,6 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp64": torch.float64,
 }
-# Slopes above 1 carry the error of a sum on: hardswish 1.5, SiLU 1.1; a block has three in a row.
-STEEPEST = 1.5
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,8 @@ def truth_of(case: OpCase, dtype: torch.dtype) -> Truth:
     op = getattr(reference, case.op)
     result = case.call(op, tensors.map(Tensor.double))
     magnitude = case.call(op, tensors.map(lambda t: t.double().abs(), activation="none"))
-    accumulated = torch.float64 if dtype == torch.float64 else torch.float32
-    eps_out, eps_acc = torch.finfo(dtype).eps / 2, torch.finfo(accumulated).eps / 2
-    length = case.sum_length()
-    length_factor = min(length, 8 * math.sqrt(length))  # errors of long sums partly cancel
-    budget = eps_out * result.abs() + STEEPEST * length_factor * eps_acc * magnitude
-    return Truth(tensors, result, budget)
+    allowed = budget(result, magnitude, case.sum_length(), dtype)
+    return Truth(tensors, result, allowed)
 
 
 def error_over_budget(out: Tensor, truth: Truth) -> float:

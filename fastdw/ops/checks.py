@@ -45,6 +45,8 @@ def check_packed_input(x: Tensor, packed: Tensor) -> None:
             "packed: expected a one-dimensional uint8 tensor, got "
             f"{packed.dtype} {list(packed.shape)}"
         )
+    if packed.device != x.device:
+        raise ValueError(f"packed: expected device {x.device} as x, got {packed.device}")
 
 
 def kernel_size(weight: Tensor, name: str) -> list[int]:

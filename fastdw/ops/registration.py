@@ -152,6 +152,7 @@ def load() -> None:
         register_flop_formula(getattr(torch.ops.fastdw, f"{op.name}_packed"))(op.packed_flops)
     torch.library.register_fake("fastdw::planned_network", program.fake)
     _register_no_gradient("planned_network")
+    _register_autocast(_namespace, "planned_network", ("x",))
     register_flop_formula(torch.ops.fastdw.planned_network)(program.flops)
 
 
