@@ -29,7 +29,7 @@ endef
 export PINNED_REQUIREMENTS
 
 .DELETE_ON_ERROR:
-.PHONY: help venv install demo test test-fast lint test-abi test-sanitize bench readme clean
+.PHONY: help venv install demo test test-fast lint test-abi test-sanitize test-large bench readme clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,9 +43,10 @@ $(CREATED):
 		echo "$(PYTHON) not found: install Python 3.10 or newer: sudo apt-get install python3 python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "$$($(PYTHON) --version) is too old, 3.10 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || { \
+	@$(PYTHON) -c 'import venv' 2> /dev/null || { \
 		echo "$(PYTHON) cannot make virtual environments: sudo apt-get install python3-venv"; exit 1; }
-	@$(PYTHON) -m venv $(VENV)
+	@if $(PYTHON) -c 'import ensurepip' 2> /dev/null; then $(PYTHON) -m venv $(VENV); else \
+		$(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; fi
 	@touch $@
 
 $(PINNED): pyproject.toml $(CREATED)
@@ -65,7 +66,7 @@ $(INSTALLED): $(PINNED) $(BUILD_INPUTS)
 	@touch $@
 
 demo: $(INSTALLED) ## classify photos with stock torch and with fastdw, side by side (PHOTO=cat.jpg adds one)
-	@$(BIN)/fastdw demo $(PHOTO)
+	@$(BIN)/fastdw demo $(if $(PHOTO),"$(PHOTO)")
 
 test: lint ## lint and all tests
 	@echo "== tests"
@@ -86,6 +87,9 @@ test-abi: $(CREATED) ## build under one torch, run under another (own environmen
 
 test-sanitize: $(INSTALLED) ## the op tests once under AddressSanitizer and UBSan
 	@PYTHON=$(BIN)/python bash tests/sanitize/run.sh $(SANITIZED)
+
+test-large: $(INSTALLED) ## tensors of more than 2^31 elements (a minute, 9 GB of memory)
+	@$(PYTEST) tests/large_tensors.py
 
 bench: $(INSTALLED) ## time fastdw against torch; appends to bench/results/<device>/models.csv
 	@$(BIN)/python bench/run_models.py

@@ -66,7 +66,7 @@ def _checked(name: str, argument: str) -> str:
     return name
 
 
-_default = _checked(os.environ.get("FASTDW_BACKEND") or "auto", "FASTDW_BACKEND")
+_default = os.environ.get("FASTDW_BACKEND") or "auto"  # checked when it is used, not at import
 _selected: ContextVar[str] = ContextVar("fastdw_backend", default=_default)
 
 
@@ -75,8 +75,11 @@ def current_backend() -> str:
 
     That of the innermost ``use_backend``, else of the environment variable ``FASTDW_BACKEND``
     (read once, at import), else ``"auto"``: the first row of the table that takes the call.
+
+    Raises:
+        ValueError: ``FASTDW_BACKEND`` names no backend.
     """
-    return _selected.get()
+    return _checked(_selected.get(), "FASTDW_BACKEND")
 
 
 @contextmanager

@@ -6,34 +6,44 @@ import sys
 
 import typer
 
-from fastdw.commands.bench import bench
-from fastdw.commands.classify import classify
-from fastdw.commands.demo import demo
-from fastdw.commands.doctor import doctor
-from fastdw.commands.explain import explain
-from fastdw.commands.fetch import fetch
-from fastdw.commands.output import InputError
-from fastdw.commands.summary import summary
-from fastdw.commands.verify import verify
+from fastdw.commands.output import InputError, one_line
 
-app = typer.Typer(
-    name="fastdw",
-    help="Fused MobileNet kernels for torch.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for command in (doctor, explain, classify, demo, summary, fetch, verify, bench):
-    app.command()(command)
+
+def build_app() -> typer.Typer:
+    """The commands, imported here: a bad environment variable shows when fastdw is imported."""
+    from fastdw.commands.bench import bench
+    from fastdw.commands.classify import classify
+    from fastdw.commands.demo import demo
+    from fastdw.commands.doctor import doctor
+    from fastdw.commands.explain import explain
+    from fastdw.commands.fetch import fetch
+    from fastdw.commands.summary import summary
+    from fastdw.commands.verify import verify
+
+    app = typer.Typer(
+        name="fastdw",
+        help="Fused MobileNet kernels for torch.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for command in (doctor, explain, classify, demo, summary, fetch, verify, bench):
+        app.command()(command)
+    return app
 
 
 def main() -> None:
     """Run the command. Bad input: one sentence on stderr and exit code 2."""
     try:
-        app()
+        build_app()()
     except InputError as error:
-        print(f"fastdw: {error}", file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
+    except (ValueError, RuntimeError) as error:
+        message = one_line(error)
+        if not message.startswith("FASTDW_"):
+            raise
+    print(f"fastdw: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tolerances import assert_correct
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fastdw import ops, reference
+from fastdw import native, ops, reference
 
 
 @cache
@@ -32,6 +32,13 @@ def check_case(case: Case, kind: str = "normal", dtype: torch.dtype = torch.floa
     if case.batch:  # of an empty output torch's own layout depends on the kind of convolution
         assert y.stride() == convolution_strides(case, args, kwargs)
     assert_correct(y, truth, magnitude, case.terms)
+
+
+def check_case_on_every_isa(case: Case) -> None:
+    """``check_case`` where the instruction set cannot be a fixture: under hypothesis."""
+    for isa in native.supported_isas():
+        with native.force_isa(isa):
+            check_case(case)
 
 
 def convolution_strides(case: Case, args: Any, kwargs: Any) -> tuple[int, ...]:
@@ -120,7 +127,7 @@ def schema_arguments(case: Case, args: Any, kwargs: Any) -> tuple[Any, ...]:
 
 def random_windows(op: str) -> st.SearchStrategy[Case]:
     """Random small cases of the ops with a window; the dilated kernel fits the padded input."""
-    sizes = st.integers(1, 12)
+    heights, widths = st.integers(1, 12), st.integers(1, 33)
 
     @st.composite
     def cases(draw: st.DrawFn) -> Case:
@@ -138,8 +145,8 @@ def random_windows(op: str) -> st.SearchStrategy[Case]:
             batch=draw(st.integers(0, 3)),
             channels=draw(st.integers(1, 40)),
             channels_out=draw(st.integers(1, 40)),
-            height=max(draw(sizes), reach[0] - extra[0], 1),
-            width=max(draw(sizes), reach[1] - extra[1], 1),
+            height=max(draw(heights), reach[0] - extra[0], 1),
+            width=max(draw(widths), reach[1] - extra[1], 1),
             multiplier=draw(st.integers(1, 3)) if op == "depthwise_conv" else 1,
             hidden=draw(st.none() | st.integers(1, 50)) if op == "inverted_residual" else None,
             kernel=kernel,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_checks import check_case, check_guarded, check_repeats
+from op_checks import check_case, check_case_on_every_isa, check_guarded, check_repeats
 from shapes import AWKWARD_CHANNELS, KINDS, LAYOUTS, Case, ids
 
 from fastdw import ops
@@ -20,6 +20,7 @@ CASES = [
     *(Case(OP, channels=17, channels_out=17, layout=layout) for layout in LAYOUTS),
     *(Case(OP, channels=20, height=h, width=w) for h, w in ((1, 9), (9, 1), (1, 1), (13, 29))),
     *(Case(OP, channels=33, channels_out=10, batch=batch) for batch in (0, 1, 3, 9, 33)),
+    *(Case(OP, channels=33, channels_out=c, batch=1) for c in (112, 127, 128, 129, 250)),
     Case(OP, channels=1280, channels_out=101, height=7, width=7),
     Case(OP, epilogue=False),
 ]
@@ -54,7 +55,7 @@ def test_random_shapes(data: st.DataObject) -> None:
         epilogue=data.draw(st.booleans()),
         layout=data.draw(st.sampled_from(LAYOUTS)),
     )
-    check_case(case)
+    check_case_on_every_isa(case)
 
 
 def test_repeats_are_bit_identical(isa: str) -> None:
@@ -68,6 +69,7 @@ def test_repeats_are_bit_identical(isa: str) -> None:
         *(Case(OP, channels=c, channels_out=c) for c in AWKWARD_CHANNELS),
         *(Case(OP, channels=9, channels_out=19, layout=layout) for layout in LAYOUTS[:2]),
         *(Case(OP, channels=5, channels_out=17, batch=batch) for batch in (1, 4, 7)),
+        *(Case(OP, channels=5, channels_out=c, batch=1) for c in (112, 129)),
     ],
     ids=ids,
 )

@@ -1,5 +1,7 @@
 """Bad input to the `fastdw` command: one clear sentence, exit code 2, no traceback."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +111,46 @@ def test_the_installed_command_prints_no_traceback(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == "" and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "variable"),
+    [("demo", "FASTDW_BACKEND"), ("demo", "FASTDW_CPU_ISA"), ("verify", "FASTDW_CPU_ISA")],
+)
+def test_a_bad_environment_variable_is_one_sentence(command: str, variable: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fastdw.cli", command],
+        env={**os.environ, variable: "sse9"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert variable in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_callable_of_the_users_may_print_and_raise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = """
+from torch import nn
+def prints():
+    print("building")
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+def raises():
+    raise KeyError("inside")
+"""
+    (tmp_path / "users_models.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fastdw", "explain", "users_models:prints", "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["model"] == "users_models:prints"
+    assert "building" in printed.err
+    monkeypatch.setattr(sys, "argv", ["fastdw", "explain", "users_models:raises"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "users_models:raises raised KeyError: 'inside'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["nonsense", "classify", "summary fastdw:mobilenet_v1 --what"])

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-from op_checks import check_case, check_guarded, check_repeats, random_windows
+from op_checks import (
+    check_case,
+    check_case_on_every_isa,
+    check_guarded,
+    check_repeats,
+    random_windows,
+)
 from shapes import AWKWARD_CHANNELS, KINDS, LAYOUTS, Case, ids
 
 from fastdw import ops
@@ -62,7 +68,7 @@ def test_other_dtypes(dtype: torch.dtype, isa: str) -> None:
 @settings(max_examples=60)
 @given(case=random_windows(OP))
 def test_random_shapes(case: Case) -> None:
-    check_case(case)
+    check_case_on_every_isa(case)
 
 
 def test_repeats_are_bit_identical(isa: str) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -122,13 +122,6 @@ def test_missing_library_says_how_to_build_it(
     (tmp_path / "_C.so").write_bytes(b"not a library")
     with pytest.raises(ImportError, match="does not load with torch"):
         native.load()
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def op_calls() -> list[Callable[[], Tensor]]:

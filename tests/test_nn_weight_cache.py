@@ -255,6 +255,24 @@ def test_vmap_over_weights() -> None:
             torch.testing.assert_close(both[i], torch.func.functional_call(block, one, (x,)))
 
 
+def test_transforms_of_the_input() -> None:
+    """torch.func and forward-mode AD see the children: they cannot look into an op."""
+    block, x = module("pointwise"), image()
+    tangent = torch.randn_like(x)
+    with torch.no_grad():
+        block(x)  # weights are kept now
+        got = torch.func.jvp(block, (x,), (tangent,))
+        many = torch.vmap(block)(torch.stack([x, tangent]))
+    plain = block._unfused_forward
+    for a, b in zip(got, torch.func.jvp(plain, (x,), (tangent,)), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(many, torch.stack([plain(x), plain(tangent)]))
+    grad, wanted = (
+        torch.func.grad(lambda q, run=run: run(q).square().sum())(x) for run in (block, plain)
+    )
+    torch.testing.assert_close(grad, wanted)
+
+
 def test_a_data_parallel_replica_uses_its_own_weights() -> None:
     block, x = module("pointwise"), image()
     with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,15 +15,7 @@ from torch import Tensor
 planned_network = fastdw_ops.planned_network.default
 SHAPES = [(1, 3, 33, 40), (2, 3, 32, 32), (5, 3, 17, 19), (8, 3, 32, 24)]
 
-
 Threads = Callable[[int], None]
-
-
-@pytest.fixture
-def threads() -> Iterator[Threads]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def assert_near(outputs: list[Tensor], truths: list[Tensor]) -> None:

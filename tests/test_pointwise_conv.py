@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_checks import check_case, check_guarded, check_repeats
+from op_checks import check_case, check_case_on_every_isa, check_guarded, check_repeats
 from shapes import AWKWARD_CHANNELS, KINDS, LAYOUTS, Case, ids
 
 from fastdw import ops
@@ -66,7 +66,7 @@ def test_random_shapes(data: st.DataObject) -> None:
         activation=data.draw(st.sampled_from(["none", "relu", "relu6", "hardswish", "silu"])),
         layout=data.draw(st.sampled_from(LAYOUTS)),
     )
-    check_case(case)
+    check_case_on_every_isa(case)
 
 
 def test_repeats_are_bit_identical(isa: str) -> None:
@@ -77,7 +77,11 @@ def test_repeats_are_bit_identical(isa: str) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        *(Case(OP, channels=c, channels_out=c, residual=True) for c in AWKWARD_CHANNELS),
+        *(
+            Case(OP, channels=c, channels_out=c, residual=True, activation=activation)
+            for c in AWKWARD_CHANNELS
+            for activation in ("none", "relu6")
+        ),
         *(Case(OP, channels=9, channels_out=19, layout=layout) for layout in LAYOUTS[:2]),
         *(Case(OP, channels=3, channels_out=5, height=1, width=w) for w in range(1, 10)),
     ],

@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
-from op_checks import check_case, check_guarded, check_repeats, random_windows
+from op_checks import (
+    check_case,
+    check_case_on_every_isa,
+    check_guarded,
+    check_repeats,
+    random_windows,
+)
 from shapes import AWKWARD_CHANNELS, KINDS, LAYOUTS, Case, ids
 
 from fastdw import ops
@@ -32,6 +38,8 @@ CASES = [
     ),
     *(replace(IMAGE, activation=a) for a in ("none", "relu", "hardswish", "silu")),
     *(replace(IMAGE, height=h, width=w) for h, w in ((1, 9), (9, 1), (1, 1), (2, 2), (7, 40))),
+    *(replace(IMAGE, channels=400, layout=layout) for layout in LAYOUTS[:2]),  # many rows at once
+    replace(IMAGE, channels=1, kernel=(1100, 1), padding=(0, 0, 600, 600), layout="contiguous"),
     replace(IMAGE, epilogue=False, activation="none"),
     replace(IMAGE, batch=0),
     replace(IMAGE, batch=5),
@@ -59,7 +67,7 @@ def test_other_dtypes(dtype: torch.dtype, isa: str) -> None:
 @settings(max_examples=60)
 @given(case=random_windows(OP))
 def test_random_shapes(case: Case) -> None:
-    check_case(case)
+    check_case_on_every_isa(case)
 
 
 def test_repeats_are_bit_identical(isa: str) -> None:

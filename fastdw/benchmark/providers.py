@@ -55,6 +55,8 @@ def fastdw_planned(model: nn.Module, x: Tensor) -> Call:
     # The benchmark compares by itself: optimize is not to fall back to torch where it differs.
     fast = fastdw.optimize(model, x[:1], tolerance=math.inf)
     report: Any = fast.report
+    if not report.planned and not report.fused:
+        raise RuntimeError(f"fastdw.optimize fuses nothing: {report.plan_reason}")
     if not report.planned:
         print(f"fastdw.optimize: not planned: {report.plan_reason}", file=sys.stderr)
     return lambda: fast(x)

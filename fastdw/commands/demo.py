@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from fastdw.commands.model_argument import DEFAULT_MODEL, DEFAULT_WEIGHTS, trained_model
-from fastdw.commands.output import AsJson, InputError, emit, progress, stderr
+from fastdw.commands.output import AsJson, InputError, emit, one_line, progress, stderr
 from fastdw.commands.photos import (
     class_names,
     load_photo,
@@ -55,16 +55,18 @@ def demo(
     with torch.inference_mode(), stderr.status("optimizing"):
         # Compared below: optimize is not to fall back to torch where it differs.
         fast = fastdw.optimize(stock, inputs[0], tolerance=math.inf)
+        report: Any = fast.report
+        if not report.planned and not report.fused:
+            raise InputError(f"nothing could be fused: {one_line(report.plan_reason)}")
         stock = copy.deepcopy(stock).to(memory_format=torch.channels_last)
     answers = [compare(stock, fast, path, x) for path, x in zip(paths, inputs, strict=True)]
     times = compare_times(stock, fast, inputs[0], rounds)
     same = all(answer["same"] for answer in answers)
-    report: Any = fast.report
     plan = {"planned": report.planned, "reason": report.plan_reason}
     payload = {"model": DEFAULT_MODEL, **plan, "same": same, "photos": answers, "times": times}
     emit(payload, answers_table(answers), times_table(times), as_json=as_json)
     if not plan["planned"]:
-        stderr.print(f"not planned, fused blocks ran one by one: {plan['reason']}")
+        stderr.print(f"not planned: {plan['reason']}")
     if not same:
         wrong = ", ".join(Path(answer["photo"]).name for answer in answers if not answer["same"])
         stderr.print(f"[bold red]the answers differ: {wrong}")
@@ -121,24 +123,31 @@ def compare_times(
 
 def answers_table(answers: list[dict[str, Any]]) -> Table:
     table = Table(title="MobileNet V2, trained on ImageNet", show_lines=True)
-    table.add_column("photo")
-    table.add_column("stock torch, eager channels_last")
-    table.add_column("fastdw.optimize")
-    table.add_column("largest logits\ndifference", justify="right")
-    table.add_column("")
+    table.add_column("photo", overflow="fold")
+    table.add_column("likeliest classes")
+    table.add_column("stock\ntorch", justify="right", no_wrap=True)
+    table.add_column("fastdw", justify="right", no_wrap=True)
+    table.add_column("logits\ndiffer by", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for answer in answers:
         table.add_row(
             Path(answer["photo"]).name,
-            _lines(answer["torch"]),
-            _lines(answer["fastdw"]),
+            _lines([_names(*pair) for pair in zip(answer["torch"], answer["fastdw"], strict=True)]),
+            *(_lines([f"{e['probability']:.1%}" for e in answer[s]]) for s in ("torch", "fastdw")),
             f"{answer['largest_difference']:.1e}",
             "[green]same" if answer["same"] else "[bold red]DIFFERENT",
         )
     return table
 
 
-def _lines(top: list[dict[str, Any]]) -> str:
-    best, *rest = (f"{entry['probability']:6.1%}  {entry['name']}" for entry in top)
+def _names(torch_entry: dict[str, Any], fastdw_entry: dict[str, Any]) -> str:
+    """The class at one rank: one name where both agree."""
+    names = dict.fromkeys((torch_entry["name"], fastdw_entry["name"]))
+    return " | ".join(names)
+
+
+def _lines(entries: list[str]) -> str:
+    best, *rest = entries
     return "\n".join([f"[bold]{best}[/bold]", *rest])
 
 

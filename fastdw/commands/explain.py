@@ -26,9 +26,10 @@ def table(model: str, report: dict[str, Any]) -> Table:
         f"{totals['blocks_fused']} blocks, "
         f"{totals['depthwise_fused']} depthwise convolutions (those in blocks counted)",
     )
-    for name in ("name", "class", "pattern", "action"):
-        shown.add_column(name)
-    shown.add_column("parameters", justify="right")
+    shown.add_column("name", overflow="fold", min_width=12)
+    for name in ("class", "pattern", "action"):
+        shown.add_column(name, overflow="fold")
+    shown.add_column("parameters", justify="right", no_wrap=True)
     shown.add_column("reason")
     for row in report["rows"]:
         color = "green" if row["action"] == "fused" else "yellow"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,9 +45,13 @@ def create_model(name: str, **settings: Any) -> nn.Module:
     import fastdw.models
 
     try:
-        return fastdw.models.create(name, **settings).eval()
-    except Exception as error:  # a callable of the user's may raise anything
+        with redirect_stdout(sys.stderr):  # stdout is for our output; a callable may print
+            return fastdw.models.create(name, **settings).eval()
+    except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"MODEL: {one_line(error).removeprefix('name: ')}") from None
+    except Exception as error:  # a callable of the user's may raise anything
+        kind = type(error).__name__
+        raise InputError(f"MODEL: {name} raised {kind}: {one_line(error)}") from None
 
 
 def trained_model(name: str, weights: str | None) -> nn.Module:

@@ -43,7 +43,7 @@ def progress() -> Progress:
     )
 
 
-def one_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none."""
+def one_line(error: BaseException | str) -> str:
+    """The first line of a message, or an exception's type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +48,7 @@ def count(model: str, width: float | None, resolution: int) -> ModelSummary:
         names = {"fastdw": "width", "torchvision": "width_mult"}
         if source not in names:
             raise InputError(f"--width: {source} models take none, their name tells the width")
-        if width <= 0:
+        if not 0 < width < math.inf:
             raise InputError(f"--width: expected more than 0, got {width:g}")
         settings[names[source]] = width
     network = create_model(model, **settings)

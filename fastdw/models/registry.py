@@ -25,7 +25,8 @@ def create(name: str, **settings: Any) -> nn.Module:
 
     Args:
         name: ``"fastdw:mobilenet_v1"``, ``"torchvision:mobilenet_v2"``,
-            ``"timm:mobilenetv1_100"`` or ``"package.module:callable"``.
+            ``"timm:mobilenetv1_100"`` or ``"package.module:callable"``; in place of the callable
+            a module that stands there, as it is.
         settings: keyword arguments of the model's constructor.
 
     Raises:
@@ -79,8 +80,11 @@ def _from_callable(module_name: str, path: str, settings: dict[str, Any]) -> nn.
         if not hasattr(found, part):
             raise ValueError(_unknown(module_name, path, dir(found)))
         found = getattr(found, part)
-    if not callable(found):
-        raise TypeError(f"name: {module_name}:{path} is a {type(found).__name__}, not callable")
+    if isinstance(found, nn.Module) and not settings:
+        return found
+    if not callable(found) or isinstance(found, nn.Module):
+        wanted = "a callable that builds a model"
+        raise TypeError(f"name: {module_name}:{path} is a {type(found).__name__}, not {wanted}")
     model = found(**settings)
     if not isinstance(model, nn.Module):
         raise TypeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,11 +114,14 @@ def summarize(
     parameters = list(model.parameters())
     dtype = parameters[0].dtype if parameters else torch.float32
     handles = [leaf.register_forward_hook(record) for leaf in leaves]
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled, log.disabled = log.disabled, True  # it prints a traceback; ours is one sentence
     try:
         with _in_eval_mode(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
             device = parameters[0].device if parameters else torch.device("cpu")
             model(torch.empty(1, channels, height, width, dtype=dtype, device=device))
     finally:
+        log.disabled = was_disabled
         for handle in handles:
             handle.remove()
     return ModelSummary(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.fx import Proxy
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -69,7 +70,7 @@ class FusedModule(nn.Module):
     def _checked_forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):
             return self._traced_forward(x)
-        if self.training:
+        if self.training or _is_transformed():
             return self._unfused_forward(x)
         try:
             units = self._checked_units()
@@ -220,6 +221,7 @@ def _may_keep(x: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()
         and not is_in_torch_dispatch_mode()
+        and not _is_transformed()
     )
 
 
@@ -256,10 +258,17 @@ def _kernel_takes(pattern: str, weights: Sequence[Tensor], x: Tensor) -> bool:
 
 
 def _is_plain(units: Sequence[Unit]) -> bool:
-    """Say whether all weights are ordinary tensors, outside functorch's transforms."""
-    weights = [_weight(unit) for unit in units]
-    inside = torch._C._functorch.peek_interpreter_stack() is not None
-    return not inside and all(type(weight) in (Tensor, nn.Parameter) for weight in weights)
+    """Say whether all weights are ordinary tensors."""
+    return all(type(_weight(unit)) in (Tensor, nn.Parameter) for unit in units)
+
+
+def _is_transformed() -> bool:
+    """Say whether a functorch transform or forward-mode AD is active: neither sees into an op."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    )
 
 
 def _ignores_training(module: nn.Module) -> bool:

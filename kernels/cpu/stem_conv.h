@@ -28,10 +28,23 @@ struct StemRows {
   }
 };
 
+constexpr int64_t kPointerFloats = sizeof(const float*) / sizeof(float);
+
+FASTDW_INLINE int64_t segment_table_floats(int64_t segments) {
+  return (segments + 1) * kPointerFloats;  // one more, to align it
+}
+
+// The table's place: the first aligned one at or after `scratch`.
+FASTDW_INLINE const float** segment_table(float* scratch) {
+  const uintptr_t size = sizeof(const float*);
+  const uintptr_t address = reinterpret_cast<uintptr_t>(scratch);
+  return reinterpret_cast<const float**>((address + size - 1) / size * size);
+}
+
 int64_t stem_conv_scratch(const StemParams& params) {
   const StemRows rows(params);
-  const int64_t ring_rows = params.window.kernel_h * rows.planes;
-  return (ring_rows + 1) * rows.row_floats;  // and a row of zeros
+  const int64_t segments = params.window.kernel_h * rows.planes;
+  return (segments + 1) * rows.row_floats + segment_table_floats(segments);  // one row of zeros
 }
 
 struct StemTile {
@@ -157,15 +170,13 @@ struct StemConv {
   }
 };
 
-constexpr int64_t kMaxStemSegments = 1024;  // channels_in * kernel_h, checked by the caller
-
 void run_stem_conv(const StemParams& params, int64_t begin, int64_t end, float* scratch) {
   const StemRows rows(params);
   const int64_t kernel_h = params.window.kernel_h;
   float* zeros = scratch + kernel_h * rows.planes * rows.row_floats;
   for (int64_t i = 0; i < rows.row_floats; ++i) zeros[i] = 0.0f;
   const StemConv stem{params, rows, scratch, zeros};
-  const float* segments[kMaxStemSegments];
+  const float** segments = segment_table(zeros + rows.row_floats);
   int64_t image_copied = -1, copied = 0;  // rows of x before `copied` are in the ring or past
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t image = unit / params.height_out, row = unit % params.height_out;
