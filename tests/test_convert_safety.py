@@ -259,9 +259,15 @@ def test_transformers_have_nothing_to_fuse() -> None:
 
 
 def test_vision_transformer() -> None:
+    torch.manual_seed(0)
     model = torchvision.models.VisionTransformer(32, 16, 1, 2, 16, 32).eval()
-    with pytest.warns(UserWarning, match="1 dense_convolution|1 no_batch_norm"):
+    nn.init.normal_(model.heads.head.weight)  # torchvision's zeros would hide all else
+    x = photo(2, 32, 32)
+    expected = outputs(model, x)
+    with pytest.warns(UserWarning, match="in VisionTransformer: 1 no_batch_norm$"):
         fastdw.convert(model)
+    assert reasons(model) == {"conv_proj": "no_batch_norm"}
+    assert all(map(torch.equal, outputs(model, x), expected))
 
 
 def test_script_modules_and_compiled_modules() -> None:

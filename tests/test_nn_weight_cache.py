@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +15,7 @@ from nn_checks import MODULES, OPS, fused_ops, image, module
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from fastdw.nn import fused_module
+from fastdw.nn import fused_module, weight_cache
 from fastdw.nn.weight_cache import WeightCache
 
 
@@ -253,6 +255,30 @@ def test_vmap_over_weights() -> None:
         for i in range(2):
             one = {name: p[i] for name, p in stacked.items()}
             torch.testing.assert_close(both[i], torch.func.functional_call(block, one, (x,)))
+
+
+def test_a_fork_while_another_thread_packs() -> None:
+    """The child's only thread is not the one that holds the lock: it must not wait for it."""
+    block, x = module("pointwise"), image()
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with weight_cache.lock():
+            held.set()
+            release.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        with torch.no_grad():
+            block(x)
+        os._exit(0)
+    release.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_transforms_of_the_input() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torchvision
 from convert_models import PARTLY_FUSED, assert_same_answer, build, outputs, photo
 from nn_checks import fused_ops
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import fastdw
 from fastdw.convert import NothingConverted, PartlyFusedNetwork
+from fastdw.convert.planning import RELATIVE_TOLERANCE
+from fastdw.plan import PlannedNetwork
 from fastdw.plan import network as plan_network
 
 
@@ -153,3 +157,129 @@ def test_tuple_of_inputs() -> None:
     y = fast(photo(1, 32, 32), torch.tensor(3.0))
     expected = model(photo(1, 32, 32), torch.tensor(3.0))
     torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-4)
+
+
+def _verified(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Tensor], Tensor]) -> str:
+    """Break what every plan computes; return why it was given up."""
+    forward = PlannedNetwork.forward
+    monkeypatch.setattr(PlannedNetwork, "forward", lambda self, x: wrong(forward(self, x)))
+    fast = fastdw.optimize(build("torchvision:mobilenet_v2"), photo(1, 32, 32))
+    assert isinstance(fast, PartlyFusedNetwork)
+    return fast.report.plan_reason
+
+
+def test_the_verification_compares_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = _verified(monkeypatch, lambda y: y.double())
+    assert reason == "expected outputs of ['fp32[1, 1000]', 'fp32[2, 1000]'], got " + (
+        "['fp64[1, 1000]', 'fp64[2, 1000]']"
+    )
+
+
+def test_the_verification_uses_another_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "[2, 1000]" in _verified(monkeypatch, lambda y: y.reshape(1, -1))
+
+
+def test_layers_left_in_training_mode() -> None:
+    """A dropout that is on by intention stays on, and nothing counts the images of `optimize`."""
+    model = build("torchvision:mobilenet_v2")
+    model.classifier[0].train()
+    model.features[3].conv[0][1].train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    fast = fastdw.optimize(model, photo(2, 32, 32))
+    assert fast.report.plan_reason == "features.3.conv.0.1 is in training mode"
+    assert fast.report.fused
+    for net in (model, fast):
+        assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    torch.manual_seed(0)
+    expected = model(photo(2, 32, 32))
+    torch.manual_seed(0)
+    actual = fast(photo(2, 32, 32))
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(fast(photo(2, 32, 32)), actual)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("classifier.1", "classifier.1: forward was replaced on the instance"),
+        ("features.18", "mul: mul has no step"),
+        ("", "torch.fx cannot trace the model: forward was replaced on the instance"),
+    ],
+)
+def test_a_replaced_forward(name: str, reason: str) -> None:
+    """Where torch.fx would not see it, the plan is refused, not merely caught as wrong."""
+    model = build("torchvision:mobilenet_v2")
+    module = model.get_submodule(name)
+    module.__dict__["forward"] = _Doubled(module)
+    fast = fastdw.optimize(model, photo(1, 32, 32))
+    assert fast.report.plan_reason == reason and fast.report.fused
+    y, expected = fast(photo(1, 32, 32)), model(photo(1, 32, 32))
+    torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+class _Doubled:
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return type(self.module).forward(self.module, x) * 2.0
+
+
+def test_models_that_run_in_one_dtype_only() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = build("torchvision:mobilenet_v2").features
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dtype is not torch.float32:
+                raise TypeError("fp32 only")
+            return self.features(x)
+
+    with pytest.warns(UserWarning, match="unfused copy"):
+        fastdw.optimize(Fixed().eval(), photo(1, 32, 32), tolerance=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RELATIVE_TOLERANCE, torch.float32, 0.0)
+        with pytest.warns(UserWarning, match="unfused copy"):
+            fastdw.optimize(Fixed().eval(), photo(1, 32, 32))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:fastdw can fuse nothing")
+def test_script_modules_are_left() -> None:
+    model = build("torchvision:mobilenet_v2")
+    traced = torch.jit.trace(model, photo(1, 32, 32))
+    fast = fastdw.optimize(traced, photo(1, 32, 32))
+    assert [row.reason.code for row in fast.report] == ["scripted"]
+    assert torch.equal(fast(photo(1, 32, 32)), traced(photo(1, 32, 32)))
+
+
+def test_what_is_optimized_already() -> None:
+    once = fastdw.optimize(build("torchvision:mobilenet_v2"), photo(1, 32, 32))
+    twice = fastdw.optimize(once, photo(1, 32, 32))
+    assert twice.report.planned and twice is not once
+    assert torch.equal(twice(photo(1, 32, 32)), once(photo(1, 32, 32)))
+
+
+def test_functional_transforms_of_a_plan() -> None:
+    """The op has no forward-mode gradient and no batching rule: the children run instead."""
+    original = build("torchvision:mobilenet_v2")
+    x = photo(2, 32, 32)
+    fast = fastdw.optimize(original, x)
+    tangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    batched = torch.vmap(fast)(x[None])
+    torch.testing.assert_close(batched[0], original(x), rtol=1e-3, atol=1e-3)
+    packed = fastdw.optimize(original, x, keep_weights=False)
+    for call in (
+        lambda: torch.vmap(packed)(x[None]),
+        lambda: _forward_gradient(packed, x, tangent),
+    ):
+        with pytest.raises(TypeError, match="x: expected no torch.func transform"):
+            call()
+    with pytest.raises(TypeError, match="x: expected a Tensor, got NoneType"):
+        packed(None)
+
+
+def _forward_gradient(net: nn.Module, x: Tensor, tangent: Tensor) -> Tensor | None:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(net(forward_ad.make_dual(x, tangent))).tangent

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from convert_models import FULLY_FUSED, assert_same_answer, build, outputs, photo
+from convert_models import FULLY_FUSED, assert_same_answer, build, calibrate, outputs, photo
 from nn_checks import ops_of, randomize
 from torch import Tensor, nn
 
 import fastdw
+import fastdw.models
+from fastdw import native
 from fastdw.backends import BackendRefused
 from fastdw.ops.program import parse_program
 from fastdw.plan import PlannedNetwork
@@ -154,6 +160,11 @@ def _overwritten_unseen(x: Tensor, y: Tensor) -> object:
     return x, first
 
 
+def _viewed(y: Tensor, size: Callable[[Tensor], int]) -> Tensor:
+    pooled = F.adaptive_avg_pool2d(y, 1)
+    return pooled.view(size(pooled), -1)
+
+
 ENDINGS: dict[str, tuple[Callable[[Tensor, Tensor], object], bool]] = {
     "relu": (lambda x, y: F.relu(y), True),
     "relu of the mean": (lambda x, y: F.relu(y.mean((2, 3))), False),
@@ -169,6 +180,18 @@ ENDINGS: dict[str, tuple[Callable[[Tensor, Tensor], object], bool]] = {
     "pooled": (lambda x, y: F.adaptive_avg_pool2d(y, 1), False),
     "pooled and flat": (lambda x, y: (F.adaptive_avg_pool2d(y, 1).flatten(1), y), True),
     "dropout that is on": (lambda x, y: F.dropout(y, 0.0), False),
+    "mean in another dtype": (lambda x, y: y.mean((2, 3), dtype=torch.float64), False),
+    "flat up to the height": (
+        lambda x, y: F.adaptive_avg_pool2d(y, 1).flatten(1, end_dim=2),
+        False,
+    ),
+    "flat by names": (lambda x, y: F.adaptive_avg_pool2d(y, 1).flatten(start_dim=1), True),
+    "view by batch": (lambda x, y: F.adaptive_avg_pool2d(y, 1).view(y.shape[0], 6), True),
+    "view by channels": (lambda x, y: F.adaptive_avg_pool2d(y, 1).view(-1, 6), True),
+    "view by others": (lambda x, y: F.adaptive_avg_pool2d(y, 1).view(-1, 3), False),
+    "view by pooled height": (lambda x, y: _viewed(y, lambda p: p.size(2)), False),
+    "view by pooled width": (lambda x, y: _viewed(y, lambda p: p.shape[3]), False),
+    "sum of multiples": (lambda x, y: torch.add(x, y, alpha=2), False),
     "the input": (lambda x, y: {"x": x, "sizes": y.shape}, False),
 }
 
@@ -224,6 +247,63 @@ def test_compiles_and_exports() -> None:
         exported = torch.export.export(fast, (x,), dynamic_shapes=(sizes,)).module()
         for y in (x, photo(5, 48, 64)):
             assert torch.equal(exported(y), fast(y))
+
+
+def planned_small() -> PlannedNetwork:
+    torch.manual_seed(0)
+    model = calibrate(randomize(fastdw.models.mobilenet_v2(width=0.25, num_classes=10)))
+    fast = fastdw.optimize(model, photo(2, 32, 32))
+    assert isinstance(fast, PlannedNetwork)
+    return fast
+
+
+RUN_SAVED = """
+import sys, torch, fastdw
+folder, isa = sys.argv[1:]
+assert fastdw.native.active_isa() == isa
+pickled = torch.load(f"{folder}/pickled.pt", weights_only=False)
+exported = torch.export.load(f"{folder}/exported.pt2").module()
+images = torch.load(f"{folder}/images.pt")
+with torch.no_grad():
+    answers = [[network(x) for x in images] for network in (pickled, exported)]
+torch.save(answers, f"{folder}/{isa}.pt")
+"""
+
+
+def test_packed_under_one_isa_and_run_under_another(tmp_path: Path) -> None:
+    """Saved by a process on the best instruction set, loaded by one on each."""
+    images = [photo(2, 32, 32), photo(3, 32, 32)]
+    best, *others = native.supported_isas()
+    with native.force_isa(best):
+        fast = planned_small()
+        expected = [outputs(fast, x)[0] for x in images]
+        sizes = ({0: torch.export.Dim("batch")},)
+        exported = torch.export.export(fast, (images[0],), dynamic_shapes=sizes)
+    torch.save(fast, tmp_path / "pickled.pt")
+    torch.export.save(exported, tmp_path / "exported.pt2")
+    torch.save(images, tmp_path / "images.pt")
+    for isa in others:
+        subprocess.run(
+            [sys.executable, "-c", RUN_SAVED, str(tmp_path), isa],
+            env={**os.environ, "FASTDW_CPU_ISA": isa},
+            check=True,
+        )
+        for answers in torch.load(tmp_path / f"{isa}.pt"):
+            torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_aot_inductor(tmp_path: Path) -> None:
+    fast = planned_small()
+    network = nn.Sequential(fast, nn.Softmax(1))  # compiled code that reads what the op returns
+    sizes = ({0: torch.export.Dim("batch")},)
+    with torch.no_grad():
+        program = torch.export.export(network, (photo(2, 32, 32),), dynamic_shapes=sizes)
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "network.pt2")
+        )
+        loaded = torch._inductor.aoti_load_package(path)
+        for x in (photo(2, 32, 32), photo(5, 32, 32)):
+            torch.testing.assert_close(loaded(x), network(x), rtol=1e-5, atol=1e-6)
 
 
 def test_threads() -> None:

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from fastdw import backends
 from fastdw.convert.report import Reason
-from fastdw.convert.rules import CONV_PADDING, NORM_TYPES, Refused, pattern_of, units_of
+from fastdw.convert.rules import (
+    CONV_PADDING,
+    NORM_TYPES,
+    Refused,
+    children_of,
+    pattern_of,
+    units_of,
+)
 from fastdw.nn.fused_module import ConvUnit, FusedModule
 
 
@@ -39,13 +46,11 @@ class FusedBlock(ConvertedModule):
     """
 
     is_container: ClassVar[bool] = False
-    """Whether the original is a mere list of layers, not worth a row of the report when it is
-    left."""
+    """Whether the original is a mere list of layers, without a row of the report when left."""
 
     @staticmethod
     def layers(module: Any) -> Iterable[nn.Module | None]:
-        """The layers of the original's forward; raises `Refused` for parts that nothing can
-        fuse."""
+        """The layers of the original's forward; `Refused` for parts that nothing can fuse."""
         raise NotImplementedError
 
     @staticmethod
@@ -93,7 +98,7 @@ class FusedSequential(FusedBlock, nn.Sequential):
 
     @staticmethod
     def layers(module: nn.Sequential) -> Iterable[nn.Module | None]:
-        return module.children()
+        return children_of(module)
 
 
 BLOCKS: dict[type, type[FusedBlock]] = {nn.Sequential: FusedSequential}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +14,10 @@ from torch.utils import _pytree as pytree
 
 from fastdw import backends, native
 from fastdw.backends import DTYPE_NAMES
-from fastdw.convert.multiply_adds import input_size_of
 from fastdw.convert.report import Reason, Report
 from fastdw.convert.rewrite import convert, revert
 from fastdw.convert.rules import has_hooks
+from fastdw.convert.shape_run import input_size_of
 from fastdw.plan.network import PlannedNetwork
 from fastdw.plan.record import NotPlannable, record
 
@@ -45,7 +46,7 @@ class PartlyFusedNetwork(nn.Module):
         self._modules = model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self._model = (model,)  # in a tuple it is no child: its keys would appear twice
-        super().train(False)
+        self.training = False  # children keep their flags: a dropout may be on by intention
 
     def forward(self, *arguments: Any, **settings: Any) -> Any:
         """Run the network."""
@@ -73,21 +74,21 @@ def optimize(
 
     The copy is converted (`fastdw.convert`) and, where every layer is understood, planned: one op
     runs it from the image to the logits. Else fused blocks run between torch's own layers. The
-    result is compared with the original on `example`. `.report` says what was done.
+    result is compared with the original on `example`, a plan on another batch size too. `.report`
+    says what was done.
 
     Args:
         model: a module in eval mode.
         example: an input, or a tuple of inputs. Default: a random image at the channels of the
-        first
-            convolution and 224x224.
+            first convolution and 224x224.
         dtype: convert the copy to this dtype. Only fp32 is planned; other dtypes run fused blocks.
         keep_weights: keep the unpacked weights, so that `state_dict` has the keys of `model` and
-        other
-            dtypes and devices work. Without them a planned network holds the packed buffer only.
+            other dtypes and devices work. Without them a planned network holds the packed buffer
+            only.
         backend: `"torch"` and `"triton"` have no planned network and run fused blocks.
         strict: raise if nothing is fused, there is no plan or the result differs too much.
         tolerance: largest allowed `|optimized - original|`. Default: 1e-4 (fp32), 2e-2 (fp16), 0.1
-            (bf16) or 1e-9 (fp64) times the largest output of the original. For a fp32 network that
+            (bf16) or 1e-9 (fp64) times the largest output of the original. For an fp32 network that
             amplifies rounding: 4 times the original's own difference from fp64, if that is more.
 
     Returns:
@@ -103,24 +104,29 @@ def optimize(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if model.training:
         raise ValueError("model: expected eval mode, got training mode: call model.eval() first")
+    if isinstance(model, (PlannedNetwork, PartlyFusedNetwork)) and model._model:
+        model = model._model[0]
     with torch.inference_mode(False), torch.no_grad():
-        arguments, expected = _run_original(model, example)
-        fast = copy.deepcopy(model).requires_grad_(False).to(dtype=dtype)
+        runs = [_run_original(model, example)]
+        fast = copy.deepcopy(model).to(dtype=dtype)
+        for parameter in fast.parameters():
+            parameter.requires_grad_(False)
         report = convert(fast, backend=backend, strict=strict)
         network = _network(fast, report, keep_weights, backend)
+        runs += _other_batch(model, runs[0]) if report.planned else []
         if strict and not report.planned:
             raise RuntimeError(f"{type(model).__name__} cannot be planned: {report.plan_reason}")
-        message = _verify(network, report, arguments, expected, tolerance)
+        message = _verify(network, report, runs, tolerance, dtype)
         if message and tolerance is None:
-            tolerance = _tolerance_of_rounding(model, arguments, expected)
-            message = _verify(network, report, arguments, expected, tolerance)
+            tolerance = _tolerance_of_rounding(model, runs)
+            message = _verify(network, report, runs, tolerance, dtype)
         if message and strict:
             raise RuntimeError(message)
         if message and report.planned:
             report.planned, report.plan_reason = False, message
             del network.packed  # it may stand among the buffers of `fast`
             network = PartlyFusedNetwork(fast)
-            message = _verify(network, report, arguments, expected, tolerance)
+            message = _verify(network, report, runs, tolerance, dtype)
         if message:
             warnings.warn(f"fastdw.optimize returns an unfused copy: {message}", stacklevel=2)
             report.rows = [replace(row, reason=Reason.WRONG, backend="torch") for row in report]
@@ -130,11 +136,15 @@ def optimize(
     return network
 
 
-def _run_original(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], list[Tensor]]:
-    """Return the verification's inputs and the original's outputs."""
+_Run = tuple[tuple[Any, ...], list[Tensor]]
+"""Inputs of the original, and its outputs."""
+
+
+def _run_original(model: nn.Module, example: Any) -> _Run:
+    """Run `model` on the example or on a random image."""
     if example is not None:
         arguments = example if isinstance(example, tuple) else (example,)
-        return arguments, _tensors(model(*arguments))
+        return arguments, _run(model, arguments)
     size = input_size_of(model)
     if size is None:
         raise ValueError("example: expected an input, got None, and no convolution to guess by")
@@ -142,12 +152,22 @@ def _run_original(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], list
     image = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
     image = image.to(dtype=first.dtype, device=first.device)
     try:
-        return (image,), _tensors(model(image))
+        return (image,), _run(model, (image,))
     except Exception as error:
         raise ValueError(
             f"example: expected an input, got None: the model does not run on a random image of "
             f"{list(image.shape)}: {error}"
         ) from error
+
+
+def _other_batch(model: nn.Module, run: _Run) -> list[_Run]:
+    """Run `model` on one image less, or on two instead of one, if it takes that."""
+    (x,), _ = run
+    other = torch.cat((x, x.flip(-1))) if len(x) == 1 else x[1:]
+    try:
+        return [((other,), _run(model, (other,)))]
+    except Exception:  # a network for one batch size only
+        return []
 
 
 def _network(
@@ -178,24 +198,28 @@ def _check_plannable(fast: nn.Module, backend: str) -> None:
     for name, module in fast.named_modules():
         if has_hooks(module):
             raise NotPlannable(f"{name or 'the model'} has a hook, which would not run")
+        if module.training:
+            raise NotPlannable(f"{name} is in training mode")
 
 
 def _verify(
     network: nn.Module,
     report: Report,
-    arguments: tuple[Any, ...],
-    expected: list[Tensor],
+    runs: list[_Run],
     tolerance: float | None,
+    cast_to: torch.dtype | None,
 ) -> str:
     """Put the largest difference into the report; return a message if it is too large."""
     dtypes = {p.dtype for p in network.parameters() if p.is_floating_point()} or {torch.float32}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     try:
-        outputs = _tensors(network(*_cast(arguments, dtype)))
+        outputs = [t for inputs, _ in runs for t in _run(network, _cast(inputs, dtype))]
     except Exception as error:  # whatever it is, the original ran on the same input
         return f"the optimized copy fails: {type(error).__name__}: {error}"
-    if [tuple(t.shape) for t in outputs] != [tuple(t.shape) for t in expected]:
-        return f"expected outputs of {[tuple(t.shape) for t in expected]}, got others"
+    expected = [t for _, results in runs for t in results]
+    wanted, got = ([_form(t, cast_to) for t in tensors] for tensors in (expected, outputs))
+    if wanted != got:
+        return f"expected outputs of {wanted}, got {got}"
     pairs = list(zip(outputs, expected, strict=True))
     report.largest_error = max((_difference(a, b) for a, b in pairs), default=0.0)
     if tolerance is None:
@@ -206,17 +230,27 @@ def _verify(
     return f"optimized and original differ by {report.largest_error:.3g}, tolerance {tolerance:.3g}"
 
 
-def _tolerance_of_rounding(
-    model: nn.Module, arguments: tuple[Any, ...], expected: list[Tensor]
-) -> float | None:
+def _form(tensor: Tensor, cast_to: torch.dtype | None) -> str:
+    """Shape and, unless `optimize` was asked for another one, dtype."""
+    dtype = "" if cast_to else DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
+    return f"{dtype}{list(tensor.shape)}"
+
+
+def _tolerance_of_rounding(model: nn.Module, runs: list[_Run]) -> float | None:
     """Four times what rounding alone does to the original, for networks that amplify it."""
     if any(p.dtype is not torch.float32 for p in model.parameters()):
         return None
-    exact = _tensors(copy.deepcopy(model).double()(*_cast(arguments, torch.float64)))
-    return 4 * max(
-        max(_difference(a, b) for a, b in zip(exact, expected, strict=True)),
-        RELATIVE_TOLERANCE[torch.float32] / 4 * _largest(expected),
-    )
+    try:
+        exact = copy.deepcopy(model).double()
+        rounding = [
+            _difference(a, b)
+            for inputs, results in runs
+            for a, b in zip(_run(exact, _cast(inputs, torch.float64)), results, strict=True)
+        ]
+    except Exception:  # a model may be for its own dtype only
+        return None
+    largest = _largest([t for _, results in runs for t in results])
+    return 4 * max(*rounding, RELATIVE_TOLERANCE[torch.float32] / 4 * largest)
 
 
 def _largest(tensors: list[Tensor]) -> float:
@@ -237,6 +271,19 @@ def _difference(output: Tensor, expected: Tensor) -> float:
     same = (output == expected) | (output.isnan() & expected.isnan())
     difference = (output - expected).abs().masked_fill(same, 0.0)
     return difference.nan_to_num(nan=float("inf")).max().item() if difference.numel() else 0.0
+
+
+def _run(network: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
+    """Run from the same seed each time; what layers left in training mode count is restored."""
+    training = [module for module in network.modules() if module.training]
+    counted = [(b, b.clone()) for module in training for b in module.buffers(recurse=False)]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        try:
+            return _tensors(network(*inputs))
+        finally:
+            for buffer, value in counted:
+                buffer.copy_(value)
 
 
 def _tensors(result: Any) -> list[Tensor]:

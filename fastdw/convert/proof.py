@@ -25,7 +25,7 @@ from fastdw.convert.rules import (
     conv_unit,
     units_of,
 )
-from fastdw.convert.siblings import Path, Site
+from fastdw.convert.siblings import Passed, Path, Site
 from fastdw.nn.fused_module import FusedModule
 from fastdw.plan.trace import NotTraceable, trace
 
@@ -48,30 +48,49 @@ class Proof:
 def prove(model: nn.Module, blocks: Collection[nn.Module]) -> Proof:
     """Trace `model` with `blocks` closed and look at every other convolution."""
     proof = Proof()
-    closed = {id(module) for block in blocks for module in block.modules()}
+    context = _Context(model, blocks)
     with _eval_flags(model):
-        _prove(model, "", closed, proof)
+        _prove(model, "", context, proof)
     return proof
 
 
-def _prove(scope: nn.Module, prefix: str, closed: set[int], proof: Proof) -> None:
+class _Context:
+    """What must be known of the whole model, while its parts are traced.
+
+    Attributes:
+        closed: `id`s of the modules inside blocks.
+        names: name of a module, by `id`; the first one if it has several.
+        places: in how many places a module stands, by `id`.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Collection[nn.Module]) -> None:
+        self.closed = {id(module) for block in blocks for module in block.modules()}
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.places = Counter(
+            id(child) for module in model.modules() for child in module._modules.values()
+        )
+
+
+def _prove(scope: nn.Module, prefix: str, context: _Context, proof: Proof) -> None:
     pending = [
         name
         for name, module in scope.named_modules(prefix=prefix)
-        if isinstance(module, nn.Conv2d) and id(module) not in closed
+        if isinstance(module, nn.Conv2d)
+        and id(module) not in context.closed
+        and context.names[id(module)] == name
     ]
     if not pending:
         return
-    graph = _try_trace(scope, closed)
+    graph = _try_trace(scope, context.closed)
     if graph is None:
         for name, child in scope.named_children():
             full_name = f"{prefix}.{name}" if prefix else name
             if isinstance(child, nn.Conv2d) and full_name in pending:
                 proof.refused[full_name] = Reason.NOT_TRACED
             else:
-                _prove(child, full_name, closed, proof)
+                _prove(child, full_name, context, proof)
         return
-    calls = _Calls(scope, graph, prefix)
+    calls = _Calls(scope, graph, prefix, context.places)
     for name in pending:
         try:
             proof.sites[name] = calls.site(name)
@@ -80,8 +99,7 @@ def _prove(scope: nn.Module, prefix: str, closed: set[int], proof: Proof) -> Non
 
 
 def _is_leaf(closed: set[int], module: nn.Module) -> bool:
-    """Stop at convolutions, batch norms, closed blocks and at everything that holds none of
-    them."""
+    """Stop at convolutions, batch norms, closed blocks, and modules that hold none of these."""
     layers = (nn.Conv2d, _BatchNorm)
     if id(module) in closed or isinstance(module, (*layers, FusedModule)):
         return True
@@ -116,12 +134,14 @@ def _eval_flags(model: nn.Module) -> Iterator[None]:
 class _Calls:
     """The module calls of one traced graph."""
 
-    def __init__(self, scope: nn.Module, graph: fx.Graph, prefix: str) -> None:
+    def __init__(
+        self, scope: nn.Module, graph: fx.Graph, prefix: str, places: Counter[int]
+    ) -> None:
         self.prefix = prefix
         self.by_name = dict(scope.named_modules(remove_duplicate=False))
         self.nodes = [node for node in graph.nodes if node.op == "call_module"]
         self.counts = Counter(id(self.by_name[str(node.target)]) for node in self.nodes)
-        self.names = Counter(id(module) for module in self.by_name.values())
+        self.places = places
 
     def site(self, name: str) -> list[str]:
         """Return the names of the convolution and of what it may swallow, or raise `Refused`."""
@@ -165,8 +185,10 @@ class _Calls:
             raise Refused(Reason.UNKNOWN_CLASS)
         if self.counts[id(module)] > 1:
             raise Refused(Reason.USED_TWICE)
-        if self.names[id(module)] > 1:
+        if self.places[id(module)] > 1:
             raise Refused(Reason.SHARED_MODULE)
+        if isinstance(module, Passed):
+            raise Refused(Reason.PARTLY_CONVERTED)
         check_untouched(module)
 
     def _may_swallow(self, act: fx.Node) -> bool:

@@ -42,6 +42,7 @@ class Reason(enum.Enum):
     SHARDED = "wrapped by FSDP: convert the model before wrapping it"
     UNINITIALIZED = "its parameters have no shape yet (a lazy module)"
     NOT_TRACED = "torch.fx cannot trace the forward around it, so the order of layers is not proved"
+    TRACE_DIFFERS = "on an image forward does not use its layers as the torch.fx trace says"
     EXCLUDED = "left out by include, exclude or filter_fn"
     WRONG = "the fused copy failed its verification against the original"
     LEVEL = 'level="depthwise" fuses depthwise convolutions only'

@@ -15,10 +15,10 @@ from torch import nn
 
 from fastdw import backends
 from fastdw.convert.blocks import BLOCKS, ConvertedModule, FusedBlock
-from fastdw.convert.multiply_adds import count_multiply_adds
 from fastdw.convert.proof import prove, site_of
 from fastdw.convert.report import Reason, Report, Row
 from fastdw.convert.rules import Refused, check_untouched, pattern_of_conv
+from fastdw.convert.shape_run import ShapeRun, run_on_shapes
 from fastdw.convert.siblings import SIBLINGS, FusedSibling, Passed, Site
 from fastdw.nn.fused_module import FusedModule
 
@@ -52,8 +52,14 @@ def convert(
     The children, the parameters (the same objects) and the keys and values of `state_dict` stay,
     so optimizers, hooks, `deepcopy`, `pickle` and `isinstance` go on working; `revert` sets the
     old classes again. Where something changes later (a hook, a SyncBatchNorm) the original forward
-    runs. A convolution fused with the batch norm behind it gives, called on its own in eval mode,
-    the result of both.
+    runs.
+
+    Layers that follow each other in somebody's own forward are fused where a torch.fx trace proves
+    it, for each module that can be traced, and nothing else shows in a run on shapes (one image of
+    224x224). Where the model does not run on that, the proof assumes that each traced module is
+    used through its forward, and that the forward does not ask whether it is traced, as by
+    `isinstance(x, Tensor)` or by catching the tracer's errors. A convolution fused with the batch
+    norm behind it gives, called on its own in eval mode, the result of both.
 
     Args:
         model: any module, in training or eval mode.
@@ -84,7 +90,7 @@ def convert(
     _import_rules()
     wanted = _Wanted(_patterns(include), _patterns(exclude), filter_fn)
     candidates = _find(model, wanted, level)
-    report = _report(model, candidates, backend)
+    report = _report(candidates, _run(model, candidates), backend)
     if not report.fused:
         message = f"fastdw can fuse nothing in {type(model).__name__}: {_summary(report)}"
         if strict:
@@ -291,8 +297,16 @@ def _left_pattern(module: nn.Module) -> str:
         return "-"
 
 
-def _report(model: nn.Module, candidates: list[Candidate], backend: str) -> Report:
-    counts, input_size = count_multiply_adds(model, revert)
+def _run(model: nn.Module, candidates: list[Candidate]) -> ShapeRun:
+    """Run on shapes, and leave the sites of which the trace did not tell the truth."""
+    run = run_on_shapes(model, [c.site.members() for c in candidates if c.site], revert)
+    for candidate in candidates:
+        if id(candidate.module) in run.disproved:
+            candidate.reason, candidate.site = Reason.TRACE_DIFFERS, None
+    return run
+
+
+def _report(candidates: list[Candidate], run: ShapeRun, backend: str) -> Report:
     rows = []
     for candidate in candidates:
         module = candidate.module
@@ -301,7 +315,7 @@ def _report(model: nn.Module, candidates: list[Candidate], backend: str) -> Repo
         if isinstance(module, FusedSibling):
             members = module._fastdw_site.members()
         convs = [inner for inner in module.modules() if isinstance(inner, nn.Conv2d)]
-        known = [counts.get(id(conv)) for conv in convs]
+        known = [run.multiply_adds.get(id(conv)) for conv in convs]
         rows.append(
             Row(
                 name=candidate.name,
@@ -313,7 +327,7 @@ def _report(model: nn.Module, candidates: list[Candidate], backend: str) -> Repo
                 multiply_adds=None if None in known else sum(cast(list[int], known)),
             )
         )
-    return Report(rows, input_size)
+    return Report(rows, run.input_size)
 
 
 def _parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -74,11 +74,16 @@ def layers_of(modules: Iterable[nn.Module | None]) -> Iterator[nn.Module]:
         kind = original_class(module)
         check_untouched(module)
         if kind in CONTAINERS:
-            yield from layers_of(module.children())
+            yield from layers_of(children_of(module))
         else:
             yield module
             if kind in NORM_TAIL:
                 yield from layers_of(NORM_TAIL[kind](module))
+
+
+def children_of(container: nn.Module) -> list[nn.Module | None]:
+    """The children in the order they run; `children()` gives one that stands twice only once."""
+    return list(container._modules.values())
 
 
 def original_class(module: nn.Module) -> type:
@@ -170,6 +175,8 @@ def units_of(modules: Iterable[nn.Module | None]) -> tuple[ConvUnit, ...]:
             units[-1] = replace(last, activation=activation)
     if any(unit.bn is None for unit in units):
         raise Refused(Reason.NO_BATCH_NORM)
+    if len({id(part) for unit in units for part in (unit.conv, unit.bn)}) < 2 * len(units):
+        raise Refused(Reason.USED_TWICE)
     return tuple(units)
 
 

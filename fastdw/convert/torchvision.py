@@ -10,7 +10,7 @@ from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 from fastdw.convert.blocks import BLOCKS, FusedBlock
 from fastdw.convert.report import Reason
-from fastdw.convert.rules import CONTAINERS, NAMED_LAYERS
+from fastdw.convert.rules import CONTAINERS, NAMED_LAYERS, children_of
 
 
 class FusedConv2dNormActivation(FusedBlock, Conv2dNormActivation):
@@ -21,7 +21,7 @@ class FusedConv2dNormActivation(FusedBlock, Conv2dNormActivation):
 
     @staticmethod
     def layers(module: Conv2dNormActivation) -> Iterable[nn.Module | None]:
-        return module.children()
+        return children_of(module)
 
 
 class FusedMobileNetV2InvertedResidual(FusedBlock, mobilenetv2.InvertedResidual):

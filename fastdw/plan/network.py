@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from fastdw import backends
@@ -52,14 +53,14 @@ def _pack_step(op: str, units: tuple[Unit, ...]) -> Tensor:
 
 
 class PlannedNetwork(nn.Module):
-    """A network in eval mode as one call of `fastdw::planned_network`, for any batch and
-    resolution.
+    """A network in eval mode as one `fastdw::planned_network` call, at any batch and resolution.
 
     With `keep_weights` it has the children and parameters of the converted network, and
     `state_dict` holds their keys; the packed buffer is made from them, here and after
-    `load_state_dict`. Other changes of parameters do not reach it. Inputs that the op cannot take
-    (not fp32 on the CPU, requiring a gradient, under `use_backend("torch")`) then run through
-    those children, block by block.
+    `load_state_dict`. Other changes do not reach it: of parameters (`functional_call` included), of
+    children or their hooks. Inputs that the op cannot take (not fp32 on the CPU, requiring a
+    gradient, under a transform of `torch.func`, forward-mode gradients or `use_backend("torch")`)
+    then run through those children, block by block.
 
     Without them, `state_dict` is the packed buffer only, such inputs are refused, and so is a
     change of dtype or device.
@@ -83,8 +84,7 @@ class PlannedNetwork(nn.Module):
         self.structure: pytree.TreeSpec = recording.structure
         self._model: tuple[nn.Module, ...] = ()
         if keep_weights:
-            # The same dicts, not copies: what `.to()` or a new child does to one holds for the
-            # other.
+            # The same dicts, not copies: what `.to()` or a new child does to one holds for both.
             self._parameters, self._buffers = model._parameters, model._buffers
             self._modules = model._modules
             self._non_persistent_buffers_set = model._non_persistent_buffers_set
@@ -119,6 +119,10 @@ class PlannedNetwork(nn.Module):
 
     def _refusal(self, x: Tensor, packed: Tensor) -> str | None:
         """Why the op cannot take `x`, or None; wrong shapes are the op's to refuse."""
+        if not isinstance(x, Tensor):
+            return f"x: expected a Tensor, got {type(x).__name__}"
+        if not torch.compiler.is_compiling() and _is_transformed():
+            return "x: expected no torch.func transform or forward-mode gradient around the call"
         if x.dtype is not torch.float32:
             return f"x: expected fp32, got {backends.DTYPE_NAMES.get(x.dtype, str(x.dtype))}"
         if not (x.is_cpu and packed.is_cpu):
@@ -146,6 +150,13 @@ class PlannedNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         return f"planned: {self.program.count(chr(10)) - 1} steps, {self.packed.numel():,} bytes"
+
+
+def _is_transformed() -> bool:
+    """Say whether `torch.func` or forward-mode AD is at work, for which the op has no rule."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    )
 
 
 def _repack(network: PlannedNetwork, _: Any) -> None:

@@ -73,6 +73,19 @@ ACTIVATION_FUNCTIONS: dict[Any, str] = {
 ADDITIONS_IN_PLACE: tuple[Any, ...] = (operator.iadd, "add_")
 ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add", *ADDITIONS_IN_PLACE)
 DROPOUTS: tuple[Any, ...] = (F.dropout, F.dropout2d, F.alpha_dropout, torch.dropout)
+MEANS: tuple[Any, ...] = (torch.mean, "mean")
+FLATTENINGS: tuple[Any, ...] = (torch.flatten, "flatten")
+
+SETTINGS: dict[Any, set[str]] = {
+    **dict.fromkeys(ACTIVATION_FUNCTIONS, {"inplace"}),
+    **dict.fromkeys(DROPOUTS, {"p", "training", "inplace"}),
+    **dict.fromkeys(MEANS, {"dim", "keepdim"}),
+    **dict.fromkeys(FLATTENINGS, {"start_dim", "end_dim"}),
+}
+"""Keyword arguments that functions may come with; with any other they are refused."""
+
+FLATTENED = ("pooled", "flat", "vector")
+"""Kinds of values that may be viewed as [N, C]."""
 
 
 def record(model: nn.Module) -> Recording:
@@ -107,7 +120,8 @@ class _Value:
     Attributes:
         id: the value in the program; of a pooled one the map that is pooled.
         kind: "map" [N, C, H, W], "pooled" [N, C, 1, 1] not computed yet, "flat" the same as [N, C],
-            "rows" [N, C, H] (the mean over width), "vector" [N, C] computed, or "size".
+            "rows" [N, C, H] (the mean over width), "vector" [N, C] computed; of a tensor also its
+            "shape", its "batch" size, or another "size" or attribute, which nothing can use.
         node: the node that computed it, before those that only hand it on.
     """
 
@@ -162,6 +176,8 @@ class _Recorder:
         name, kind = str(node.target), type(module)
         if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
             raise NotPlannable(f"{name}: called with more than one tensor")
+        if "forward" in module.__dict__:
+            raise NotPlannable(f"{name}: forward was replaced on the instance")
         source = self.values[node.args[0]]
         activation = activations.name_of(module)
         if isinstance(module, FusedModule):
@@ -201,37 +217,40 @@ class _Recorder:
         sources = [self.values.get(argument) for argument in node.all_input_nodes]
         source = sources[0] if sources else None
         target, arguments = node.target, node.args[1:]
-        if source is None:
-            raise NotPlannable(f"{node.name}: {_name(target)} has no step")
+        unknown = node.kwargs.keys() - SETTINGS.get(target, set())
+        if source is None or unknown:
+            with_them = f" with {', '.join(sorted(unknown))}" if unknown else ""
+            raise NotPlannable(f"{node.name}: {_name(target)}{with_them} has no step")
         if target in DROPOUTS and _argument(node, 2, "training", True) is False:
             self.values[node] = source
         elif target in ACTIVATION_FUNCTIONS:
             self._activate(node, source, ACTIVATION_FUNCTIONS[target])
-        elif target in ADDITIONS and len(sources) == 2 and not node.kwargs:
+        elif target in ADDITIONS and len(sources) == len(node.args) == 2:
             self._add(node, source, sources[1])
         elif target is F.adaptive_avg_pool2d and arguments in ((1,), ((1, 1),), ([1, 1],)):
             self._pool(node, source, False, node.name)
-        elif target in (torch.mean, "mean"):
+        elif target in MEANS:
             self._mean(node, source)
-        elif target in (torch.flatten, "flatten") and arguments in ((1,), (1, -1)):
+        elif target in FLATTENINGS and _flattens_after_batch(node):
             self._flatten(node, source, node.name)
-        elif target in ("size", getattr):
-            self.values[node] = replace(source, kind="size", node=node)
-        elif target is operator.getitem and source.kind == "size" and arguments == (0,):
-            self.values[node] = source
-        elif target in ("view", "reshape", torch.reshape) and self._is_flat_shape(arguments):
+        elif target in ("size", getattr) or (target is operator.getitem and source.kind == "shape"):
+            self.values[node] = _Value(source.id, _size(target, source.kind, arguments), node)
+        elif target in ("view", "reshape", torch.reshape) and self._is_flat(arguments, source):
             self._flatten(node, source, node.name)
         else:
             raise NotPlannable(f"{node.name}: {_name(target)} has no step")
 
-    def _is_flat_shape(self, shape: tuple[Any, ...]) -> bool:
-        """Say whether a view keeps the batch and puts everything else into one axis."""
+    def _is_flat(self, shape: tuple[Any, ...], source: _Value) -> bool:
+        """Say whether a view of `source` as `shape` is [batch, channels]."""
         if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
             shape = tuple(shape[0])
-        if len(shape) != 2:
+        if len(shape) != 2 or source.kind not in FLATTENED:
             return False
-        batch = isinstance(shape[0], fx.Node) and self.values[shape[0]].kind == "size"
-        return (batch and shape[1] == -1) or (shape[0] == -1 and isinstance(shape[1], int))
+        batch, channels = shape
+        knows_channels = not isinstance(channels, fx.Node) and channels == self._channels(source.id)
+        if isinstance(batch, fx.Node) and self.values[batch].kind == "batch":
+            return knows_channels or channels == -1
+        return knows_channels and batch == -1
 
     def _step(
         self,
@@ -255,7 +274,7 @@ class _Recorder:
         self.values[node] = _Value(source.id, "flat" if flatten else "pooled", node)
 
     def _flatten(self, node: fx.Node, source: _Value, name: str) -> None:
-        if source.kind not in ("pooled", "flat", "vector"):
+        if source.kind not in FLATTENED:
             raise NotPlannable(f"{name}: flattens a {source.kind}")
         kind = "flat" if source.kind == "pooled" else source.kind
         self.values[node] = replace(source, kind=kind, node=node)
@@ -355,6 +374,21 @@ def _plain(value: Any) -> Any:
     if type(value).__name__ == "immutable_dict":
         return {key: _plain(item) for key, item in value.items()}
     return value
+
+
+def _flattens_after_batch(node: fx.Node) -> bool:
+    axes = _argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1)
+    return axes in ((1, -1), (1, 3))
+
+
+def _size(target: Any, kind: str, arguments: tuple[Any, ...]) -> str:
+    """The kind of `.size(...)`, of an attribute, or of an item of a shape."""
+    if kind in ("batch", "size"):
+        return "size"
+    whole = ("shape",) if target is getattr else ()
+    if kind != "shape" and arguments == whole:
+        return "shape"
+    return "batch" if target is not getattr and arguments == (0,) else "size"
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:

@@ -126,8 +126,7 @@ def merge_blocks(steps: Sequence[PlanStep], outputs: Sequence[str]) -> list[Plan
 def _block(
     before: Sequence[PlanStep], project: PlanStep, readers: Counter[str]
 ) -> tuple[int, PlanStep]:
-    """The block that ends with `project` and how many steps before it join; (0, project) if
-    none."""
+    """How many steps before `project` join it, and the block; (0, project) if none does."""
     depthwise = _feeding(before, project, "depthwise_conv", readers)
     if project.step.op != "pointwise_conv" or depthwise is None:
         return 0, project

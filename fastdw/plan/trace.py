@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 from torch import fx, nn
 
@@ -14,9 +15,20 @@ class _Tracer(fx.Tracer):
     def __init__(self, is_leaf: IsLeaf) -> None:
         super().__init__()
         self.is_leaf = is_leaf
+        self.branched = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self.is_leaf(m)
+
+    # Both raise, but the forward may catch that and go another way than with tensors.
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.branched = True
+        return super().to_bool(obj)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        self.branched = True
+        return super().iter(obj)
 
 
 class NotTraceable(Exception):
@@ -33,13 +45,18 @@ def trace(module: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
     Raises:
         NotTraceable: the forward does not run on proxies.
     """
+    if "forward" in module.__dict__:  # torch.fx would take the one of the class
+        raise NotTraceable("forward was replaced on the instance")
     try:
         parameters = inspect.signature(module.forward).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        graph = _Tracer(is_leaf).trace(module, concrete_args=defaults or None)
+        tracer = _Tracer(is_leaf)
+        graph = tracer.trace(module, concrete_args=defaults or None)
     except Exception as error:  # somebody's forward may raise anything at all on a proxy
         message = str(error).splitlines()[0] if str(error) else ""
         raise NotTraceable(f"{type(error).__name__}: {message}") from error
+    if tracer.branched:
+        raise NotTraceable("TraceError: control flow depends on a traced value")
     _drop_assertions(graph, defaults)
     return graph
 
