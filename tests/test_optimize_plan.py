@@ -120,6 +120,31 @@ def test_somebodys_own_forward() -> None:
     assert parse_program(fast.program).steps[1].residual == "1"
 
 
+class ReadInside(OwnBlocks):
+    """Its block's hidden features are outputs too, so that one op cannot compute the block."""
+
+    def __init__(self, also: str) -> None:
+        super().__init__()
+        self.also = also
+
+    def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
+        x = F.relu(self.stem_norm(self.stem(x)))
+        expanded = self.expand(x)
+        filtered = F.relu6(self.norm(self.depthwise(expanded)))
+        hidden = {"expanded": expanded, "filtered": filtered}
+        return [x + self.project(filtered), hidden[self.also]]
+
+
+@pytest.mark.parametrize("also", ["expanded", "filtered"])
+def test_a_value_that_something_else_reads_is_computed(also: str) -> None:
+    torch.manual_seed(0)
+    original = randomize(ReadInside(also)).eval()
+    fast = fastdw.optimize(original, photo(1))
+    assert_same_answer(fast, original, photo(2, 20, 30))
+    steps = [step.op for step in parse_program(fast.program).steps]
+    assert steps == ["stem_conv", "pointwise_conv", "depthwise_conv", "pointwise_conv"]
+
+
 def test_v1_of_plain_layers_becomes_separable_blocks() -> None:
     def unit(channels_in: int, channels_out: int, groups: int, kernel: int) -> list[nn.Module]:
         conv = nn.Conv2d(channels_in, channels_out, kernel, 1, kernel // 2, groups=groups)
