@@ -60,7 +60,8 @@ ROWS: dict[str, list[BackendRow]] = {}
 """The table: op name -> its rows, best first. ``fastdw.ops`` fills it."""
 
 
-def _checked(name: str, argument: str) -> str:
+def check_name(name: str, argument: str) -> str:
+    """Return ``name`` if it is one of ``BACKENDS``, else raise ValueError naming ``argument``."""
     if name not in BACKENDS:
         raise ValueError(f"{argument}: expected one of {', '.join(BACKENDS)}, got {name!r}")
     return name
@@ -79,7 +80,7 @@ def current_backend() -> str:
     Raises:
         ValueError: ``FASTDW_BACKEND`` names no backend.
     """
-    return _checked(_selected.get(), "FASTDW_BACKEND")
+    return check_name(_selected.get(), "FASTDW_BACKEND")
 
 
 @contextmanager
@@ -91,7 +92,7 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: ``name`` is not one of ``BACKENDS``.
     """
-    token = _selected.set(_checked(name, "name"))
+    token = _selected.set(check_name(name, "name"))
     try:
         yield
     finally:
@@ -105,7 +106,7 @@ def dispatch(op: str, backend: str, x: Tensor, arguments: tuple[object, ...]) ->
         ValueError: ``backend`` is not one of ``BACKENDS``.
         BackendRefused: no row, or not the one asked for by name, can run the call.
     """
-    name = current_backend() if _checked(backend, "backend") == "auto" else backend
+    name = current_backend() if check_name(backend, "backend") == "auto" else backend
     call = Call(op, x.device.type, x.dtype, arguments)
     reasons = []
     for row in ROWS[op]:

@@ -141,7 +141,7 @@ def test_bad_arguments() -> None:
         fastdw.convert("mobilenet")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='level: expected "block" or "depthwise"'):
         fastdw.convert(model, level="layer")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="expected one of auto"):
+    with pytest.raises(ValueError, match="backend: expected one of auto"):
         fastdw.convert(model, backend="cuda")
 
 

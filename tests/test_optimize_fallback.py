@@ -105,6 +105,8 @@ def test_without_an_example() -> None:
 
 def test_refusals() -> None:
     model = build("torchvision:mobilenet_v2")
+    with pytest.raises(ValueError, match="example: expected something to compare by"):
+        fastdw.optimize(nn.Conv2d(3, 4, 1).eval(), torch.ones(0, 3, 8, 8))
     with pytest.raises(ValueError, match="model: expected eval mode, got training mode"):
         fastdw.optimize(model.train())
     with pytest.raises(TypeError, match="model: expected a torch.nn.Module"):

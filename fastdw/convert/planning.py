@@ -96,7 +96,8 @@ def optimize(
 
     Raises:
         TypeError: `model` is no module.
-        ValueError: `model` is in training mode, or does not run on the random image.
+        ValueError: `model` is in training mode, does not run on the random image, or `example` is
+            empty.
         NothingConverted: `strict=True` and nothing could be fused.
         RuntimeError: `strict=True` and there is no plan or the difference is above the tolerance.
     """
@@ -144,6 +145,9 @@ def _run_original(model: nn.Module, example: Any) -> _Run:
     """Run `model` on the example or on a random image."""
     if example is not None:
         arguments = example if isinstance(example, tuple) else (example,)
+        if any(isinstance(x, Tensor) and x.numel() == 0 for x in arguments):
+            shapes = [list(x.shape) for x in arguments if isinstance(x, Tensor)]
+            raise ValueError(f"example: expected something to compare by, got {shapes}: empty")
         return arguments, _run(model, arguments)
     size = input_size_of(model)
     if size is None:

@@ -85,8 +85,7 @@ def convert(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if level not in ("block", "depthwise"):
         raise ValueError(f'level: expected "block" or "depthwise", got {level!r}')
-    with backends.use_backend(backend):
-        pass  # raises ValueError for a name that does not exist
+    backends.check_name(backend, "backend")
     _import_rules()
     wanted = _Wanted(_patterns(include), _patterns(exclude), filter_fn)
     candidates = _find(model, wanted, level)
