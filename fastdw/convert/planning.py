@@ -16,9 +16,9 @@ from fastdw import backends, native
 from fastdw.backends import DTYPE_NAMES
 from fastdw.convert.report import Reason, Report
 from fastdw.convert.rewrite import convert, revert
-from fastdw.convert.rules import has_hooks
 from fastdw.convert.shape_run import input_size_of
-from fastdw.plan.network import PlannedNetwork
+from fastdw.nn.fused_module import has_hooks
+from fastdw.plan.network import PlannedNetwork, share_state
 from fastdw.plan.record import NotPlannable, record
 
 RELATIVE_TOLERANCE = {
@@ -39,13 +39,11 @@ class PartlyFusedNetwork(nn.Module):
         model: the converted network.
     """
 
+    _model: tuple[nn.Module, ...]
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        # The same dicts, not copies: what `.to()` or a new child does to one holds for the other.
-        self._parameters, self._buffers = model._parameters, model._buffers
-        self._modules = model._modules
-        self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self._model = (model,)  # in a tuple it is no child: its keys would appear twice
+        share_state(self, model)
         self.training = False  # children keep their flags: a dropout may be on by intention
 
     def forward(self, *arguments: Any, **settings: Any) -> Any:

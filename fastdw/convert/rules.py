@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from fastdw import activation as activations
 from fastdw.convert.report import Reason
 from fastdw.geometry import Padding
+from fastdw.nn.fused_module import has_hooks
 from fastdw.nn.units import STEM_CHANNELS, ConvUnit, NotFusable
 
 CONV_PADDING: dict[type, Padding | None] = {nn.Conv2d: None}
@@ -40,16 +41,6 @@ class Refused(NotFusable):
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.sentence)
         self.reason = reason
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Say whether a hook watches `module`'s forward or backward."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def check_untouched(module: nn.Module) -> None:

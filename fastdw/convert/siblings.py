@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from fastdw.convert.blocks import ConvertedModule
-from fastdw.convert.rules import has_hooks, pattern_of, units_of
-from fastdw.nn.fused_module import ConvUnit
+from fastdw.convert.rules import pattern_of, units_of
+from fastdw.nn.fused_module import ConvUnit, has_hooks
 from fastdw.plan.record import INERT_TYPES
 
 Path = tuple[str, ...]

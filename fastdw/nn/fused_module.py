@@ -70,7 +70,7 @@ class FusedModule(nn.Module):
     def _checked_forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):
             return self._traced_forward(x)
-        if self.training or _is_transformed():
+        if self.training or is_transformed():
             return self._unfused_forward(x)
         try:
             units = self._checked_units()
@@ -92,7 +92,7 @@ class FusedModule(nn.Module):
         """``_fused_units()`` if they may stand for the children now, else raise ``NotFusable``."""
         for child in self._fused_children():
             name = type(child).__name__
-            if _has_hooks(child):
+            if has_hooks(child):
                 raise NotFusable(f"a hook on the child {name} would not run")
             if child.training and not _ignores_training(child):
                 raise NotFusable(f"the child {name} is in training mode")
@@ -163,7 +163,7 @@ def fused_call(pattern: str, units: Sequence[Unit], x: Tensor, residual: bool = 
 
 def pack_call(pattern: str, units: Sequence[Unit], residual: bool = False) -> PackedCall:
     """Pack the weights of ``units``; return the call of the packed twin (CPU, no gradients)."""
-    tensors = _tensors(pattern, units)
+    tensors = op_tensors(pattern, units)
     packed = getattr(torch.ops.fastdw, f"pack_{pattern}").default(*tensors)
     run = getattr(torch.ops.fastdw, f"{pattern}_packed").default
     arguments = _packed_arguments(pattern, units, residual)
@@ -200,7 +200,7 @@ def _window(units: Sequence[Unit]) -> ConvUnit:
     return unit
 
 
-def _tensors(pattern: str, units: Sequence[Unit]) -> list[Tensor | None]:
+def op_tensors(pattern: str, units: Sequence[Unit]) -> list[Tensor | None]:
     """The tensor arguments of the op after x, in schema order."""
     tensors: list[Tensor | None] = []
     for unit in units:
@@ -221,7 +221,7 @@ def _may_keep(x: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()
         and not is_in_torch_dispatch_mode()
-        and not _is_transformed()
+        and not is_transformed()
     )
 
 
@@ -262,7 +262,7 @@ def _is_plain(units: Sequence[Unit]) -> bool:
     return all(type(_weight(unit)) in (Tensor, nn.Parameter) for unit in units)
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Say whether a functorch transform or forward-mode AD is active: neither sees into an op."""
     if torch.compiler.is_compiling():
         return False
@@ -275,7 +275,8 @@ def _ignores_training(module: nn.Module) -> bool:
     return type(module) in (nn.Conv2d, nn.Linear) or activations.name_of(module) is not None
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Say whether a hook watches the forward or backward of ``module``."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from fastdw import backends
-from fastdw.nn.fused_module import ConvUnit, LinearUnit
-from fastdw.nn.units import Unit
+from fastdw.nn.fused_module import is_transformed, op_tensors
 from fastdw.plan.record import Recording, record
 
 HEADER_BYTES = 64
@@ -34,22 +32,19 @@ def pack(recording: Recording) -> tuple[Tensor, str]:
     for step, units in zip(recording.program.steps, recording.units, strict=True):
         steps.append(replace(step, weights=offset_bytes if units else 0))
         if units:
-            blobs.append(_pack_step(step.op, units))
+            tensors = [None if t is None else t.float() for t in op_tensors(step.op, units)]
+            blobs.append(getattr(torch.ops.fastdw, f"pack_{step.op}").default(*tensors))
             offset_bytes += blobs[-1].numel()
     return torch.cat(blobs), str(replace(recording.program, steps=tuple(steps)))
 
 
-def _pack_step(op: str, units: tuple[Unit, ...]) -> Tensor:
-    tensors: list[Tensor | None] = []
-    for unit in units:
-        if isinstance(unit, LinearUnit):
-            tensors += [unit.linear.weight, unit.linear.bias]
-        elif isinstance(unit, ConvUnit):
-            tensors += [unit.weight, *unit.scale_bias()]
-    if op == "inverted_residual" and len(units) == 2:
-        tensors = [None, None, None, *tensors]
-    floats = [None if tensor is None else tensor.float() for tensor in tensors]
-    return getattr(torch.ops.fastdw, f"pack_{op}").default(*floats)
+def share_state(wrapper: nn.Module, model: nn.Module) -> None:
+    """Give `wrapper` the parameters, buffers and children of `model`, which stands in `_model`."""
+    # The same dicts, not copies: what `.to()` or a new child does to one holds for both.
+    wrapper._parameters, wrapper._buffers = model._parameters, model._buffers
+    wrapper._modules = model._modules
+    wrapper._non_persistent_buffers_set = model._non_persistent_buffers_set
+    wrapper.__dict__["_model"] = (model,)  # in a tuple it is no child: its keys would appear twice
 
 
 class PlannedNetwork(nn.Module):
@@ -84,11 +79,7 @@ class PlannedNetwork(nn.Module):
         self.structure: pytree.TreeSpec = recording.structure
         self._model: tuple[nn.Module, ...] = ()
         if keep_weights:
-            # The same dicts, not copies: what `.to()` or a new child does to one holds for both.
-            self._parameters, self._buffers = model._parameters, model._buffers
-            self._modules = model._modules
-            self._non_persistent_buffers_set = model._non_persistent_buffers_set
-            self._model = (model,)  # in a tuple it is no child: its keys would appear twice
+            share_state(self, model)
             self.register_load_state_dict_post_hook(_repack)
         self.register_buffer("packed", packed, persistent=not keep_weights)
         super().train(False)
@@ -121,7 +112,7 @@ class PlannedNetwork(nn.Module):
         """Why the op cannot take `x`, or None; wrong shapes are the op's to refuse."""
         if not isinstance(x, Tensor):
             return f"x: expected a Tensor, got {type(x).__name__}"
-        if not torch.compiler.is_compiling() and _is_transformed():
+        if is_transformed():
             return "x: expected no torch.func transform or forward-mode gradient around the call"
         if x.dtype is not torch.float32:
             return f"x: expected fp32, got {backends.DTYPE_NAMES.get(x.dtype, str(x.dtype))}"
@@ -150,13 +141,6 @@ class PlannedNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         return f"planned: {self.program.count(chr(10)) - 1} steps, {self.packed.numel():,} bytes"
-
-
-def _is_transformed() -> bool:
-    """Say whether `torch.func` or forward-mode AD is at work, for which the op has no rule."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    )
 
 
 def _repack(network: PlannedNetwork, _: Any) -> None:
