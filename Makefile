@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 CREATED := $(VENV)/.created
 PINNED := $(VENV)/.pinned
 INSTALLED := $(VENV)/.installed
+PEERS := $(VENV)/.peers
+WRITERS_VENV := .venv-bench
+WRITERS := $(WRITERS_VENV)/.installed
 BUILD_INPUTS := setup.py pyproject.toml MANIFEST.in \
 	$(shell find csrc kernels -type f -not -name '*.md' -not -name '*.pyc')
 
@@ -29,7 +32,7 @@ endef
 export PINNED_REQUIREMENTS
 
 .DELETE_ON_ERROR:
-.PHONY: help venv install demo test test-fast lint test-abi test-sanitize test-large bench readme clean
+.PHONY: help venv install demo test test-fast lint test-abi test-sanitize test-large bench bench-env readme clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,8 +94,27 @@ test-sanitize: $(INSTALLED) ## the op tests once under AddressSanitizer and UBSa
 test-large: $(INSTALLED) ## tensors of more than 2^31 elements (a minute, 9 GB of memory)
 	@$(PYTEST) tests/large_tensors.py
 
-bench: $(INSTALLED) ## time fastdw against torch; appends to bench/results/<device>/models.csv
+bench: $(INSTALLED) ## time fastdw against what is installed; appends to bench/results/<device>/*.csv
 	@$(BIN)/python bench/run_models.py
+
+bench-env: $(PEERS) $(WRITERS) ## the peers of the benchmark, and TensorFlow and pnnx, which write their files
+
+$(PEERS): pyproject.toml $(INSTALLED)
+	@echo "== the runtimes that fastdw is timed against: pip install 'fastdw[bench]'"
+	@requirements=$$($(BIN)/python -c "$$PINNED_REQUIREMENTS") \
+		&& $(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation \
+			$$requirements -e '.[bench]'
+	@touch $@
+
+# An environment of their own: TensorFlow and torch need not agree about what they depend on. pnnx
+# is a program inside a Python package whose functions want torch; only the program is used.
+$(WRITERS): Makefile $(CREATED)
+	@echo "== what writes the peers' model files: $(WRITERS_VENV) (TensorFlow: some 250 MB)"
+	@$(PYTHON) -m venv --without-pip $(WRITERS_VENV)
+	@install="$(BIN)/python -m pip --python $(WRITERS_VENV)/bin/python install"; \
+		$$install --disable-pip-version-check tensorflow-cpu \
+		&& $$install --disable-pip-version-check --no-deps pnnx
+	@touch $@
 
 readme: $(INSTALLED) ## write the generated tables of README.md
 	@$(BIN)/python -m fastdw.benchmark.readme README.md

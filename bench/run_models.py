@@ -1,6 +1,7 @@
 """The standing benchmark of whole networks; appends to bench/results/<device>/models.csv.
 
-Further arguments go to `fastdw bench`, for example --rounds 5 or --provider fastdw.
+The steps of each network go to layers.csv beside it. Further arguments go to `fastdw bench`, for
+example --rounds 5 or --provider fastdw.
 """
 
 import subprocess
@@ -9,8 +10,8 @@ from pathlib import Path
 
 NETWORKS = (
     # MODEL, resolution, batches
-    ("torchvision:mobilenet_v2", 224, (1, 32)),
-    ("fastdw:mobilenet_v1", 224, (1, 32)),
+    ("torchvision:mobilenet_v2", 224, (1, 8, 32)),
+    ("fastdw:mobilenet_v1", 224, (1, 8, 32)),
     ("timm:mobilenetv2_035", 96, (1,)),
 )
 
@@ -20,7 +21,7 @@ def main() -> int:
     worst = 0
     for model, resolution, batches in NETWORKS:
         command = [sys.executable, "-m", "fastdw.cli", "bench", model, "--results", str(results)]
-        command += ["--resolution", str(resolution)]
+        command += ["--resolution", str(resolution), "--layers"]
         command += [word for batch in batches for word in ("--batch", str(batch))]
         worst = max(worst, subprocess.run([*command, *sys.argv[1:]]).returncode)
     return worst

@@ -66,6 +66,12 @@ STABLE_TORCH_LIBRARY(fastdw, m) {
   m.def("classifier_head_packed(Tensor x, Tensor packed, int channels_out) -> Tensor");
 
   m.def("planned_network(Tensor x, Tensor packed, str program) -> Tensor[]");
+
+  // For fastdw.benchmark: they look at planned networks and at the machine.
+  m.def("profile_network(Tensor x, Tensor packed, str program, int runs) -> Tensor");
+  m.def("explain_network(str program, int batch, int height, int width, int threads) -> str");
+  m.def("measure_peak(int threads, float seconds) -> Tensor");
+  m.def("measure_bandwidth(int threads, int bytes, float seconds) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdw, CPU, m) {
@@ -91,6 +97,14 @@ STABLE_TORCH_LIBRARY_IMPL(fastdw, CPU, m) {
   m.impl("classifier_head_packed", TORCH_BOX(&fastdw::classifier_head_packed));
 
   m.impl("planned_network", TORCH_BOX(&fastdw::planned_network));
+  m.impl("profile_network", TORCH_BOX(&fastdw::profile_network));
+}
+
+// No tensor among the arguments tells the device.
+STABLE_TORCH_LIBRARY_IMPL(fastdw, CompositeExplicitAutograd, m) {
+  m.impl("explain_network", TORCH_BOX(&fastdw::explain_network));
+  m.impl("measure_peak", TORCH_BOX(&fastdw::measure_peak));
+  m.impl("measure_bandwidth", TORCH_BOX(&fastdw::measure_bandwidth));
 }
 
 FASTDW_EXPORT const char* fastdw_built_with_torch() { return FASTDW_BUILT_WITH_TORCH; }

@@ -112,12 +112,6 @@ BlobWeights find_weights(BlobKind kind, const BlobShape& shape, BlobCursor& curs
   return weights;
 }
 
-int64_t blob_bytes(BlobKind kind, const BlobShape& shape) {
-  BlobCursor cursor(nullptr);
-  find_weights(kind, shape, cursor);
-  return kBlobAlignment + checked_product("packed", {cursor.floats(), sizeof(float)});
-}
-
 Tensor contiguous_float(const Tensor& tensor) {
   const Tensor converted = tensor.scalar_type() == ScalarType::Float
                                ? tensor
@@ -176,6 +170,12 @@ void check_scale_bias(const char* scale_name, const OptionalTensor& scale, const
 }
 
 }  // namespace
+
+int64_t blob_bytes(BlobKind kind, const BlobShape& shape) {
+  BlobCursor cursor(nullptr);
+  find_weights(kind, shape, cursor);
+  return kBlobAlignment + checked_product("packed", {cursor.floats(), sizeof(float)});
+}
 
 BlobWeights read_blob(BlobKind kind, const BlobShape& shape, const uint8_t* blob,
                       int64_t available) {

@@ -37,6 +37,9 @@ struct BlobWeights {
 BlobWeights read_blob(BlobKind kind, const BlobShape& shape, const uint8_t* blob,
                       int64_t available);
 
+// Size of the blob, header included.
+int64_t blob_bytes(BlobKind kind, const BlobShape& shape);
+
 // A packed tensor that is checked to be uint8, one-dimensional and contiguous, its base aligned for
 // floats (a copy where it was not).
 Tensor readable_bytes(const Tensor& packed);

@@ -86,6 +86,7 @@ class OutputImages {
                                    nhwc ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   }
 
+  int64_t channels() const { return images_.size(1); }
   int64_t numel() const { return images_.numel(); }
   float* data() const { return static_cast<float*>(images_.mutable_data_ptr()); }
 

@@ -101,7 +101,8 @@ def _sides(
         left, right, top, bottom = padding
         return left, right, top, bottom
     axes = []
-    for n, k, s, d in zip(input_size, kernel_size, stride, dilation, strict=True):
+    for size, k, s, d in zip(input_size, kernel_size, stride, dilation, strict=True):
+        n: Any = int(size) if isinstance(size, torch.Tensor) else size  # under torch.jit.trace
         total: Any = torch.sym_max(((n + s - 1) // s - 1) * s + (k - 1) * d + 1 - n, 0)
         axes.append((total // 2, total - total // 2))
     (top, bottom), (left, right) = axes

@@ -1,5 +1,6 @@
-// What a kernel is given: plain pointers and sizes, no torch. Sizes count elements; images are
-// [batch, height, width, channels] with the channels innermost unless a field says otherwise.
+// What a kernel is given: plain pointers and sizes, no torch. Sizes count elements; where images lie
+// is told by a Layout: as the user holds them (NHWC), or in blocks of 16 channels between the steps
+// of a network.
 // Packed weights hold the output channels in blocks of 16, the same for every instruction set, with
 // the batch-norm scale already multiplied in; see kernels/README.md for a drawing.
 #pragma once
@@ -12,6 +13,23 @@ constexpr int64_t kChannelBlock = 16;
 
 constexpr int64_t channel_blocks(int64_t channels) {
   return (channels + kChannelBlock - 1) / kChannelBlock;
+}
+
+// Channel c of pixel p of image n: data[n * image + p * pixel + c / 16 * block + c % 16].
+struct Layout {
+  int64_t pixel, block, image;
+
+  // Every pixel's block of 16 channels lies next to the next pixel's: what the matrix product reads.
+  constexpr bool is_blocked() const { return pixel == kChannelBlock; }
+};
+
+constexpr Layout nhwc_layout(int64_t channels, int64_t pixels) {
+  return {channels, kChannelBlock, channels * pixels};
+}
+
+// [channels / 16][pixel][16], the last block padded: whole blocks may be read and written.
+constexpr Layout blocked_layout(int64_t channels, int64_t pixels) {
+  return {kChannelBlock, pixels * kChannelBlock, channel_blocks(channels) * pixels * kChannelBlock};
 }
 
 enum class Activation : int32_t { none = 0, relu = 1, relu6 = 2, hardswish = 3, silu = 4 };
@@ -40,6 +58,7 @@ struct PointwiseWeights {
 struct DepthwiseParams {
   const float* x;  // [batch, height, width, channels_in]
   float* y;        // [batch, height_out, width_out, channels_in * multiplier]
+  Layout x_layout, y_layout;
   DepthwiseWeights weights;
   int64_t batch, height, width, channels_in, multiplier, height_out, width_out;
   Window window;
@@ -49,14 +68,15 @@ struct DepthwiseParams {
 };
 
 struct PointwiseParams {
-  const float* x;         // [pixels, channels_in]
-  const float* residual;  // [pixels, channels_out] or null; added after the activation
-  float* y;               // [pixels, channels_out]
+  const float* x;         // [batch, pixels, channels_in]
+  const float* residual;  // [batch, pixels, channels_out] or null; added after the activation
+  float* y;               // [batch, pixels, channels_out]
+  Layout x_layout, residual_layout, y_layout;
   PointwiseWeights weights;
-  int64_t pixels, channels_in, channels_out;
+  int64_t batch, pixels, channels_in, channels_out;
   Activation activation;
 
-  int64_t units() const { return pixels; }  // one unit: one pixel
+  int64_t units() const { return batch * pixels; }  // one unit: one pixel
 };
 
 // Dense convolution of few input channels. x is read as the user holds it: planes (NCHW) or
@@ -66,6 +86,7 @@ struct StemParams {
   const float* x;  // [batch, channels_in, height, width] or [batch, height, width, channels_in]
   bool channels_last;
   float* y;  // [batch, height_out, width_out, channels_out]
+  Layout y_layout;
   PointwiseWeights weights;
   int64_t batch, height, width, channels_in, channels_out, height_out, width_out;
   Window window;  // dilation 1
@@ -79,6 +100,7 @@ struct StemParams {
 struct InvertedResidualParams {
   const float* x;  // [batch, height, width, channels_in]
   float* y;        // [batch, height_out, width_out, channels_out]
+  Layout x_layout, y_layout;
   bool has_expand;
   bool residual;            // add x; shapes of x and y are then the same
   PointwiseWeights expand;  // channels_in -> channels_hidden; unused without expansion
@@ -91,10 +113,20 @@ struct InvertedResidualParams {
   int64_t units() const { return batch * height_out; }  // one unit: one output row
 };
 
+// A stem whose result only a block without expansion reads: the stem's rows take the place of the
+// expanded ones and never leave the cache. stem.y, stem.y_layout, block.x, block.x_layout: unused.
+struct StemBlockParams {
+  StemParams stem;
+  InvertedResidualParams block;
+
+  int64_t units() const { return block.units(); }  // one unit: one output row
+};
+
 // y[n][c] = mean over the pixels of x[n][:, c]
 struct GlobalPoolParams {
   const float* x;  // [batch, pixels, channels]
   float* y;        // [batch, channels]
+  Layout x_layout;
   int64_t batch, pixels, channels;
 
   int64_t units() const { return batch * channel_blocks(channels); }  // one unit: 16 channels
@@ -108,6 +140,25 @@ struct LinearParams {
   int64_t batch, channels_in, channels_out;
 
   int64_t units() const { return channel_blocks(channels_out); }  // one unit: 16 outputs, all rows
+};
+
+// Multiply-adds in registers, to find the peak: sum = sum * x[0] + x[1], each row 16 wide.
+constexpr int64_t kPeakChains = 12;
+struct FmaChainsParams {
+  const float* x;  // [2 + kPeakChains, 16]: factor, summand, the sums' first values
+  float* y;        // [kPeakChains, 16]: the sums
+  int64_t steps;
+
+  int64_t units() const { return steps; }  // one unit: a multiply-add on each of y's elements
+};
+
+// Reads x from end to end, to find the bandwidth of the memory that it lies in.
+struct ReadPassesParams {
+  const float* x;  // [floats], a multiple of kPeakChains * 16
+  float* y;        // [kPeakChains * 16]: sums
+  int64_t floats, passes;
+
+  int64_t units() const { return passes; }  // one unit: all of x once
 };
 
 }  // namespace fastdw

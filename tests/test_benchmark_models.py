@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fastdw.benchmark import report
-from fastdw.benchmark.models import ModelCase, Result, calibrate_batch_norm, run_case
+from fastdw.benchmark.models import (
+    ModelCase,
+    Result,
+    calibrate_batch_norm,
+    multiply_adds,
+    run_case,
+)
 from fastdw.benchmark.processes import _environment
 from fastdw.benchmark.providers import KEEP_MEMORY, PROVIDERS, default_providers
 from fastdw.benchmark.timing import Timing
@@ -81,6 +87,7 @@ def test_right_providers_are_timed_and_a_missing_one_is_skipped() -> None:
         assert 0 < result.timing.p20_ms <= result.timing.median_ms <= result.timing.p80_ms
         assert result.error is not None and result.error < 1e-5
         assert result.idle_cpu_share is not None and result.idle_cpu_share < 1
+        assert result.share_of_peak is not None and 0 < result.share_of_peak < 1
     assert len(steps) == 3 + 3
 
 
@@ -149,8 +156,10 @@ def test_csv_is_append_only(tmp_path: Path) -> None:
     ]
     assert rows[0]["images_per_second"] == "200" and rows[0]["isa"] == "avx512"
     path.write_text("other,columns\n1,2\n")
-    with pytest.raises(ValueError, match="expected the columns"):
-        report.append_csv(path, results_of({"fastdw": 5.0}), ENVIRONMENT, "avx512")
+    for lines in (2, 3):
+        second = report.append_csv(path, results_of({"fastdw": 5.0}), ENVIRONMENT, "avx512")
+        assert second == path.with_name("models-2.csv")
+        assert len(second.read_text().splitlines()) == lines
     assert path.read_text() == "other,columns\n1,2\n"
 
 
@@ -169,11 +178,43 @@ def test_markdown_shows_the_newest_times_and_the_ratio_to_the_best(tmp_path: Pat
     assert lines[5] == "| `fastdw:mobilenet_v1` 224 | 1 | 32 | wrong | 30.00 | - | - |"
 
 
+def with_peak(result: Result) -> Result:
+    return replace(result, multiply_adds=400_000_000, peak_gflops=200.0)
+
+
+def test_share_of_the_peak() -> None:
+    ours, wrong = map(with_peak, results_of({"fastdw": 5.0, "torch-eager": None}))
+    assert (ours.gflops, ours.share_of_peak) == pytest.approx((160.0, 0.8))
+    assert (wrong.gflops, wrong.share_of_peak) == (None, None)
+    row = replace(ours, peak_memory_bytes=3 * 2**20).to_dict()
+    assert (row["share_of_peak"], row["peak_memory_bytes"]) == (pytest.approx(0.8), 3 * 2**20)
+    table = report.result_table([replace(ours, peak_memory_bytes=3 * 2**20), wrong])
+    assert list(table.columns[4].cells)[0] == "80.0%"
+    assert "peak: 200.0 GFLOP/s" in str(table.caption) and "3.00 MiB" in str(table.caption)
+
+
+def test_markdown_shows_shares_where_they_were_measured(tmp_path: Path) -> None:
+    path = tmp_path / "models.csv"
+    report.append_csv(path, map(with_peak, results_of({"fastdw": 5.0})), ENVIRONMENT, "avx2")
+    rows = report.read_csv([path])
+    old = [{**row, "threads": "2"} for row in report.read_csv([path])]
+    del old[0]["share_of_peak"]  # as in the files of before
+    lines = report.markdown_table(rows + old).splitlines()
+    assert lines[4].endswith("| 1 | 1 | 5.00 (80%) | - |")
+    assert lines[5].endswith("| 2 | 1 | 5.00 | - |")
+
+
+def test_multiply_adds_of_a_model_that_cannot_be_counted_are_none() -> None:
+    assert multiply_adds(right(), case_of("right")) == 2 * 30 * 30 * 4 * 27
+    assert multiply_adds(nn.Linear(5, 5), case_of("right")) is None
+
+
 def test_the_table_shows_wrong_instead_of_a_time() -> None:
     results = results_of({"fastdw": 4.0, "torch-eager": 10.0, "torch-jit-frozen": None})
     noisy = replace(results[1], idle_cpu_share=0.5)
     table = report.result_table([results[0], noisy, results[2]])
     times = list(table.columns[2].cells)
     assert times == ["4.00", "10.00", "[bold red]wrong"]
-    assert list(table.columns[5].cells)[1] == "2.50 x"
+    assert list(table.columns[4].cells)[:2] == ["", ""]  # no peak was measured
+    assert list(table.columns[6].cells)[1] == "2.50 x"
     assert "50% of a core" in str(table.caption) and "wrong: off" in str(table.caption)

@@ -40,6 +40,8 @@ Tensor depthwise_conv_packed(const Tensor& x, const Tensor& packed, int64_t chan
     const Tensor images = to_float_nhwc(x);
     params.x = float_data(images);
     params.y = y.data();
+    params.x_layout = nhwc_layout(x.size(1), params.height * params.width);
+    params.y_layout = nhwc_layout(y.channels(), params.height_out * params.width_out);
     run_in_parallel(kernel_table().depthwise_conv, params,
                     y.numel() * shape.kernel_h * shape.kernel_w);
   }

@@ -45,6 +45,8 @@ Tensor run_block(const Tensor& x, const Tensor& packed, const BlockCall& call) {
     const Tensor images = to_float_nhwc(x);
     params.x = float_data(images);
     params.y = y.data();
+    params.x_layout = nhwc_layout(shape.channels_in, params.height * params.width);
+    params.y_layout = nhwc_layout(shape.channels_out, params.height_out * params.width_out);
     const int64_t pixels_out = params.batch * params.height_out * params.width_out;
     const int64_t expanded =
         shape.has_expand ? params.batch * params.height * params.width * shape.channels_in : 0;

@@ -32,7 +32,9 @@ class Planner {
     plan_->text_steps = program_.lines;
     set_value(kNetworkInput, plan_->height, plan_->width);
     for (const ProgramStep& step : program_.steps) add(step);
+    fuse_stem();
     place_values();
+    for (PlanStep& step : plan_->image_steps) set_layouts(step);
     return plan_;
   }
 
@@ -74,8 +76,12 @@ class Planner {
       if (step.residual == kNetworkInput) plan_->reads_planes = false;
     }
     auto& steps = step.kind == StepKind::linear ? plan_->batch_steps : plan_->image_steps;
-    steps.push_back({params_of(step, sampling), step.input, step.output, step.residual,
-                     step.blob_kind, step.shape, step.weights_offset});
+    const double before = plan_->multiply_adds;
+    const StepParams params = params_of(step, sampling);
+    const bool is_pool = step.kind == StepKind::global_pool;  // it only adds
+    const PlanBlob blob{step.blob_kind, step.shape, step.weights_offset};
+    steps.push_back({params, step.input, step.output, step.residual, blob, {}, step.text_step,
+                     step.text_step, is_pool ? 0.0 : plan_->multiply_adds - before});
   }
 
   StepParams params_of(const ProgramStep& step, const Sampling& sampling) {
@@ -161,6 +167,68 @@ class Planner {
     params.window = sampling.window;
   }
 
+  // A stem and the block without expansion behind it become one step, if nothing else reads what
+  // the stem gives.
+  void fuse_stem() {
+    std::vector<PlanStep>& steps = plan_->image_steps;
+    if (steps.size() < 2 || !is_stem_of(steps[0], steps[1])) return;
+    PlanStep fused = steps[1];
+    const auto& stem = std::get<StemParams>(steps[0].params);
+    auto block = std::get<InvertedResidualParams>(steps[1].params);
+    block.has_expand = true;  // by the stem
+    fused.params = StemBlockParams{stem, block};
+    fused.input = steps[0].input;
+    fused.stem_blob = steps[0].blob;
+    fused.first_text_step = steps[0].first_text_step;
+    fused.multiply_adds += steps[0].multiply_adds;
+    steps.erase(steps.begin());
+    steps.front() = fused;
+  }
+
+  bool is_stem_of(const PlanStep& stem, const PlanStep& next) const {
+    const auto* block = std::get_if<InvertedResidualParams>(&next.params);
+    if (!std::holds_alternative<StemParams>(stem.params) || block == nullptr) return false;
+    if (block->has_expand || block->residual || next.input != stem.output) return false;
+    const auto& outputs = plan_->outputs;
+    int readers = std::count(outputs.begin(), outputs.end(), stem.output);
+    for (const auto* steps : {&plan_->image_steps, &plan_->batch_steps})
+      for (const PlanStep& step : *steps)
+        readers += (step.input == stem.output) + (step.residual == stem.output);
+    return readers == 1;
+  }
+
+  // Values in the arena are blocked, except those that a stem reads.
+  Layout layout_of(int index) const {
+    const PlanValue& placed = plan_->values[index];
+    const int64_t pixels = placed.height * placed.width;
+    bool blocked = placed.place == PlanValue::Place::arena;
+    for (const PlanStep& step : plan_->image_steps)
+      if (step.input == index && std::holds_alternative<StemParams>(step.params)) blocked = false;
+    return blocked ? blocked_layout(placed.channels, pixels) : nhwc_layout(placed.channels, pixels);
+  }
+
+  void set_layouts(PlanStep& step) {
+    const Layout from = value(step.input).layout, to = value(step.output).layout;
+    const Layout residual = step.residual == kNoValue ? Layout{} : value(step.residual).layout;
+    std::visit(
+        [&](auto& params) {
+          using Params = std::decay_t<decltype(params)>;
+          if constexpr (std::is_same_v<Params, StemParams>) {
+            params.y_layout = to;
+          } else if constexpr (std::is_same_v<Params, StemBlockParams>) {
+            params.block.y_layout = to;
+            params.block.x_layout = blocked_layout(params.block.channels_in, 0);
+          } else if constexpr (std::is_same_v<Params, GlobalPoolParams>) {
+            params.x_layout = from;
+          } else if constexpr (!std::is_same_v<Params, LinearParams>) {
+            params.x_layout = from;
+            params.y_layout = to;
+          }
+          if constexpr (std::is_same_v<Params, PointwiseParams>) params.residual_layout = residual;
+        },
+        step.params);
+  }
+
   void place_values() {
     for (size_t index = 0; index < plan_->values.size(); ++index) {
       PlanValue& placed = value(static_cast<int>(index));
@@ -172,7 +240,9 @@ class Planner {
       value(plan_->outputs[index]).place = PlanValue::Place::output;
       value(plan_->outputs[index]).output_index = static_cast<int>(index);
     }
-    for (PlanValue& placed : plan_->values) {
+    for (size_t index = 0; index < plan_->values.size(); ++index) {
+      PlanValue& placed = value(static_cast<int>(index));
+      placed.layout = layout_of(static_cast<int>(index));
       if (placed.place != PlanValue::Place::batch) continue;
       placed.offset = plan_->batch_floats;
       plan_->batch_floats += align(placed.floats);
@@ -200,7 +270,7 @@ class Planner {
       const int output = plan_->image_steps[step].output;
       PlanValue& placed = value(output);
       if (placed.place != PlanValue::Place::arena) continue;
-      const int64_t floats = align(placed.floats);
+      const int64_t floats = align(placed.layout.image);
       auto above = living.begin();
       int64_t begin = 0;
       for (; above != living.end() && above->begin - begin < floats; ++above) begin = above->end;

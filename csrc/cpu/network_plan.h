@@ -14,15 +14,24 @@
 namespace fastdw {
 
 using StepParams = std::variant<StemParams, DepthwiseParams, PointwiseParams,
-                                InvertedResidualParams, GlobalPoolParams, LinearParams>;
+                                InvertedResidualParams, StemBlockParams, GlobalPoolParams,
+                                LinearParams>;
+
+// Where a blob of weights lies in the packed buffer.
+struct PlanBlob {
+  BlobKind kind;
+  BlobShape shape;
+  int64_t offset;
+};
 
 // Parameters of one image; the batch and the pointers are filled in by the call.
 struct PlanStep {
   StepParams params;
   int input, output, residual;
-  BlobKind blob_kind;
-  BlobShape blob_shape;
-  int64_t weights_offset;
+  PlanBlob blob;       // no weights: global_pool
+  PlanBlob stem_blob;  // of a StemBlockParams beside the block's
+  int64_t first_text_step, last_text_step;  // the steps of the program's text, from 0
+  double multiply_adds;  // of convolutions and linear layers, per image
 };
 
 struct PlanValue {
@@ -31,6 +40,7 @@ struct PlanValue {
   int64_t channels, height, width;
   bool is_vector;      // [batch, channels]
   int64_t floats;      // per image
+  Layout layout;       // of images; blocked between the steps
   int64_t offset = 0;  // per image; in the arena, or in the part that holds whole batches
   int output_index = kNoValue;
 };

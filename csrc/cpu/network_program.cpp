@@ -142,6 +142,7 @@ class ProgramParser {
     Fields fields("program: line " + std::to_string(line_number) + ": " + name, tokens);
     ProgramStep step;
     step.where = fields.where();
+    step.text_step = static_cast<int64_t>(line_number) - 2;
     step.input = find_value(step.where + ": in", fields.text("in"));
     const std::string_view out = fields.text("out");
     FASTDW_CHECK(!out.empty() && ids_.count(out) == 0, step.where, ": out=", out,
@@ -244,6 +245,7 @@ class ProgramParser {
       ProgramStep pool;
       pool.kind = StepKind::global_pool;
       pool.where = step.where;
+      pool.text_step = step.text_step;
       pool.input = step.input;
       pool.shape.channels_in = pool.shape.channels_out = step.shape.channels_in;
       step.input = pool.output = add_value({}, step.shape.channels_in, true);

@@ -19,6 +19,7 @@ enum class StepKind { stem_conv, depthwise_conv, pointwise_conv, block, global_p
 struct ProgramStep {
   StepKind kind;
   std::string where;  // "program: line 3: stem_conv", for messages
+  int64_t text_step = 0;  // which step of the text, from 0
   int input = kNoValue, output = kNoValue, residual = kNoValue;
   BlobKind blob_kind{};
   BlobShape shape;

@@ -65,4 +65,17 @@ Tensor classifier_head_packed(const Tensor& x, const Tensor& packed, int64_t cha
 std::vector<Tensor> planned_network(const Tensor& x, const Tensor& packed,
                                     const std::string& program);
 
+// Seconds of every step of a planned network in so many calls: [runs, steps].
+constexpr int64_t kMostRuns = 1000000;
+Tensor profile_network(const Tensor& x, const Tensor& packed, const std::string& program,
+                       int64_t runs);
+// The plan of a network for such a call, as JSON.
+std::string explain_network(const std::string& program, int64_t batch, int64_t height,
+                            int64_t width, int64_t threads);
+
+// GFLOP/s in registers, and GB/s reading so many bytes a thread, of all threads together, slice by
+// slice: [slices].
+Tensor measure_peak(int64_t threads, double seconds);
+Tensor measure_bandwidth(int64_t threads, int64_t bytes, double seconds);
+
 }  // namespace fastdw

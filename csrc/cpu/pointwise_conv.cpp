@@ -31,6 +31,7 @@ Tensor pointwise_conv_packed(const Tensor& x, const Tensor& packed, int64_t chan
   const Tensor blob = readable_bytes(packed);
   PointwiseParams params{};
   params.weights = read_blob(BlobKind::pointwise_conv, shape, blob).pointwise;
+  params.batch = 1;  // dense images are one long row of pixels
   params.pixels = x.size(0) * x.size(2) * x.size(3);
   params.channels_in = shape.channels_in;
   params.channels_out = channels_out;
@@ -43,6 +44,8 @@ Tensor pointwise_conv_packed(const Tensor& x, const Tensor& packed, int64_t chan
     params.x = float_data(images);
     params.residual = added ? float_data(*added) : nullptr;
     params.y = y.data();
+    params.x_layout = nhwc_layout(shape.channels_in, params.pixels);
+    params.y_layout = params.residual_layout = nhwc_layout(channels_out, params.pixels);
     run_in_parallel(kernel_table().pointwise_conv, params, y.numel() * shape.channels_in);
   }
   return y.finish();

@@ -39,6 +39,7 @@ Tensor stem_conv_packed(const Tensor& x, const Tensor& packed, int64_t channels_
     params.x = float_data(images);
     params.channels_last = !converted.is_contiguous();
     params.y = y.data();
+    params.y_layout = nhwc_layout(y.channels(), params.height_out * params.width_out);
     run_in_parallel(kernel_table().stem_conv, params,
                     y.numel() * shape.channels_in * shape.kernel_h * shape.kernel_w);
   }

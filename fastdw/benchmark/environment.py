@@ -56,6 +56,13 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def use_cores(threads: int) -> None:
+    """Bind this process to as many of its cores as it has threads, and torch to so many threads."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    torch.set_num_threads(threads)
+
+
 def caches() -> dict[str, str]:
     """Level and kind of each cache of the first core, with its size: {"L2 unified": "1024K"}."""
     found = {}
@@ -65,6 +72,17 @@ def caches() -> dict[str, str]:
         )
         found[f"L{level} {kind.lower()}"] = size
     return found
+
+
+def data_cache_bytes() -> dict[str, int]:
+    """{"L1": 49152, ...}: the caches of the first core that hold data; empty if none is told."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    sizes = {}
+    for name, size in caches().items():
+        level, kind = name.split(" ", 1)
+        if kind in ("data", "unified"):
+            sizes[level] = int(size.rstrip("KMG")) * units.get(size[-1], 1)
+    return sizes
 
 
 def memory_gib() -> float | None:

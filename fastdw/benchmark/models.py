@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import fastdw.models
+from fastdw.benchmark.explanation import peak_memory_bytes
+from fastdw.benchmark.peak import PeakProcess
 from fastdw.benchmark.processes import ProviderFailed, ProviderProcess, Work
 from fastdw.benchmark.providers import Provider
 from fastdw.benchmark.timing import SLOT_SECONDS, Timing, interleave
@@ -37,7 +41,13 @@ class ModelCase:
 
 @dataclass(frozen=True)
 class Result:
-    """One provider in one case; `timing` only where status is "ok"."""
+    """One provider in one case; `timing` only where status is "ok".
+
+    Attributes:
+        multiply_adds: of one call, by torch's convolutions and linear layers.
+        peak_gflops: of the threads of the case, measured between the rounds; median.
+        peak_memory_bytes: fastdw's plan, beside input and weights.
+    """
 
     case: ModelCase
     provider: Provider
@@ -46,6 +56,21 @@ class Result:
     error: float | None = None
     timing: Timing | None = None
     idle_cpu_share: float | None = None
+    multiply_adds: int | None = None
+    peak_gflops: float | None = None
+    peak_memory_bytes: int | None = None
+
+    @property
+    def gflops(self) -> float | None:
+        if self.timing is None or self.multiply_adds is None:
+            return None
+        return 2e-6 * self.multiply_adds / self.timing.median_ms
+
+    @property
+    def share_of_peak(self) -> float | None:
+        if self.gflops is None or self.peak_gflops is None:
+            return None
+        return self.gflops / self.peak_gflops
 
     def to_dict(self) -> dict[str, Any]:
         images = 1e3 * self.case.batch / self.timing.median_ms if self.timing else None
@@ -58,6 +83,11 @@ class Result:
             "status": self.status,
             **timing,
             "images_per_second": images,
+            "multiply_adds": self.multiply_adds,
+            "gflops": self.gflops,
+            "peak_gflops": self.peak_gflops,
+            "share_of_peak": self.share_of_peak,
+            "peak_memory_bytes": self.peak_memory_bytes,
             "error": self.error,
             "idle_cpu_share": self.idle_cpu_share,
             "reason": self.reason,
@@ -82,10 +112,9 @@ def run_case(
         on_step: told what is being done; called once a provider built and once a round.
 
     Returns:
-        One result a provider. An output beyond TOLERANCE gives "wrong" and no time.
+        One result a provider. An output beyond TOLERANCE gives "wrong" and no time. The peak of
+        the machine is measured once a round.
     """
-    import fastdw.models
-
     torch.manual_seed(0)
     x = torch.randn(case.batch, 3, case.resolution, case.resolution)
     model = fastdw.models.create(case.model)
@@ -109,22 +138,55 @@ def run_case(
             if result.status == "ok":
                 running[provider.name] = process
         slots = {name: process.slot for name, process in running.items()}
-        timings = interleave(slots, rounds, lambda: on_step("timing"))
+        peak = start_peak(case.threads, stack) if running else None
+        peaks: list[float] = []
+
+        def end_round() -> None:
+            if peak is not None:
+                peaks.append(peak.gflops())
+            on_step("timing")
+
+        timings = interleave(slots, rounds, end_round)
         for name, process in running.items():
             results[name] = replace(
-                results[name], timing=timings[name], idle_cpu_share=process.idle_cpu_share()
+                results[name],
+                timing=timings[name],
+                idle_cpu_share=process.idle_cpu_share(),
+                multiply_adds=multiply_adds(model, case),
+                peak_gflops=statistics.median(peaks) if peaks else None,
             )
+    if "fastdw" in running:
+        memory = peak_memory_bytes(model, case.batch, case.resolution, case.threads)
+        results["fastdw"] = replace(results["fastdw"], peak_memory_bytes=memory)
     return [results[provider.name] for provider in providers]
+
+
+def start_peak(threads: int, stack: ExitStack) -> PeakProcess | None:
+    """What measures the peak until the stack closes; None where fastdw is not built."""
+    try:
+        peak = stack.enter_context(PeakProcess(threads))
+    except ImportError:
+        return None
+    peak.gflops()  # its process has started and its core is awake
+    return peak
+
+
+def multiply_adds(model: nn.Module, case: ModelCase) -> int | None:
+    """Of one call; None where a model cannot run on fake tensors."""
+    try:
+        return case.batch * fastdw.models.summarize(model, case.resolution).multiply_adds
+    except Exception:  # any model's forward
+        return None
 
 
 def check(case: ModelCase, process: ProviderProcess, truth: np.ndarray) -> Result:
     """Compare a provider's output with the float64 network's, before anything is timed."""
-    provider = process.provider
     try:
         output = process.output()
         process.wait_until_ready()
     except ProviderFailed as failure:
-        return Result(case, provider, "failed", str(failure))
+        return Result(case, process.provider, "failed", str(failure))
+    provider = process.provider  # with the precision that it read back
     if output.shape != truth.shape:
         reason = f"output: expected {list(truth.shape)}, got {list(output.shape)}"
         return Result(case, provider, "wrong", reason)

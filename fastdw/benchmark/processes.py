@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastdw.benchmark.environment import use_cores
 from fastdw.benchmark.providers import PROVIDERS, Provider
 from fastdw.benchmark.timing import calls_per_slot, time_slot
 
@@ -45,16 +46,13 @@ def load_model(work: Work) -> nn.Module:
 def serve(connection: Connection, provider_name: str, work: Work) -> None:
     """A provider's process: sends its output, then answers each "slot" until the pipe closes."""
     try:
-        if hasattr(os, "sched_setaffinity"):
-            cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, cores[: work.threads])
-        torch.set_num_threads(work.threads)
+        use_cores(work.threads)
         x = torch.load(work.input_file, weights_only=True)
         with torch.no_grad():
-            call = PROVIDERS[provider_name].build(load_model(work), x)
-            connection.send(("output", call().contiguous().numpy()))
-            calls = calls_per_slot(call, work.slot_seconds)
-            _answer_slots(connection, call, calls)
+            built = PROVIDERS[provider_name].build(load_model(work), x, work.threads)
+            connection.send(("output", (built.call().contiguous().numpy(), built.precision)))
+            calls = calls_per_slot(built.call, work.slot_seconds)
+            _answer_slots(connection, built.call, calls)
     except EOFError:
         pass  # the parent is done
     except Exception as error:
@@ -71,7 +69,11 @@ def _answer_slots(connection: Connection, call: Any, calls: int) -> None:
 
 
 class ProviderProcess:
-    """The parent's end of one provider's process."""
+    """The parent's end of one provider's process.
+
+    Attributes:
+        provider: whose it is; from `output` on with the precision that it says it really uses.
+    """
 
     def __init__(self, provider: Provider, work: Work) -> None:
         self.provider = provider
@@ -88,7 +90,9 @@ class ProviderProcess:
 
     def output(self) -> np.ndarray:
         """The network's output; waits until the provider is built."""
-        return self._receive("output")
+        output, precision = self._receive("output")
+        self.provider = replace(self.provider, precision=precision)
+        return output
 
     def wait_until_ready(self) -> None:
         self._receive("ready")

@@ -32,7 +32,7 @@ def support_markdown() -> str:
 
 
 def measured_markdown(results: Path) -> str:
-    rows = read_csv(sorted(results.glob("*/models.csv")))
+    rows = read_csv(sorted(results.glob("*/models*.csv")))
     return markdown_table(rows) if rows else NOT_MEASURED
 
 

@@ -1,4 +1,4 @@
-"""`fastdw bench`: fastdw's planned networks against torch, side by side."""
+"""`fastdw bench`: fastdw's planned networks against torch and other runtimes, side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from fastdw.commands.model_argument import DEFAULT_MODEL, create_model
 from fastdw.commands.output import AsJson, InputError, emit, one_line, progress, stderr
 
 if TYPE_CHECKING:
-    from fastdw.benchmark.models import Result
+    from fastdw.benchmark.layers import LayerReport
+    from fastdw.benchmark.models import ModelCase, Result
     from fastdw.benchmark.providers import Provider
 
 Models = Annotated[
@@ -35,51 +36,50 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Slots of each provider.")] = 20,
     slot_ms: Annotated[float, typer.Option(min=0, help="Length of a slot.")] = 100,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Time every step of the plan too, beside torch's.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the plan and its blocking; time nothing.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write one self-contained report, steps included.")
+    ] = None,
     results: Annotated[
         Path | None, typer.Option(help="Folder to append to: RESULTS/<device>/models.csv.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time fastdw against torch: interleaved rounds, each provider in a process of its own.
+    """Time fastdw against other runtimes: interleaved rounds, each in a process of its own.
 
-    Every output is checked against the float64 network first; a wrong one gets no time. Exit code 1
-    if fastdw's own is wrong or fails.
+    Every output is checked against the float64 network first; a wrong one gets no time. Beside each
+    time stands its share of the peak: what the threads can do in multiply-adds, measured in the
+    same rounds. Exit code 1 if fastdw's own output is wrong or fails.
     """
-    from fastdw.benchmark import environment, report
-    from fastdw.benchmark.models import ModelCase, run_case
-    from fastdw.benchmark.providers import default_providers
+    from fastdw.benchmark import environment
 
     chosen = _providers(provider)
+    cases = _cases(models or [DEFAULT_MODEL], resolution, batch or [1], threads or [1, 0])
+    if explain:
+        return _explain(cases, as_json)
+    if html is not None:
+        _check_html(html)
     about = environment.describe()
-    names, batches = models or [DEFAULT_MODEL], batch or [1]
-    for name in names:
-        create_model(name)  # a bad name is told before anything is timed
-    cores = environment.usable_cores()
-    thread_counts = dict.fromkeys(count or cores for count in threads or [1, 0])
-    cases = [
-        ModelCase(name, resolution, size, count)
-        for name, size, count in product(names, batches, thread_counts)
-    ]
-    done = []
+    done: list[Result] = []
+    reports: list[LayerReport] = []
     for case in cases:
-        contenders = chosen or default_providers(case.batch)
-        with progress() as bar:
-            task = bar.add_task(case.model, total=len(contenders) + rounds)
-            timed = run_case(
-                case,
-                contenders,
-                rounds=rounds,
-                slot_seconds=slot_ms / 1e3,
-                on_step=partial(_advance, bar, task),
-            )
+        timed = _time(case, chosen, rounds, slot_ms / 1e3)
         done += timed
-        if not as_json:
-            emit(None, report.result_table(timed), as_json=False)
-        if results is not None:
-            _append(results / environment.device_slug() / "models.csv", timed, about)
+        _show(timed, about, results, as_json)
+        if layers or html is not None:
+            reports += _time_steps(case, rounds, slot_ms / 1e3, about, results, as_json)
+    if html is not None:
+        _write_html(html, done, reports, about)
     if as_json:
-        rows = [result.to_dict() for result in done]
-        emit({"environment": about, "isa": isa(), "results": rows}, as_json=True)
+        payload = {"environment": about, "isa": isa(), "results": [r.to_dict() for r in done]}
+        if layers or html is not None:
+            payload["layers"] = [report.to_dict() for report in reports]
+        emit(payload, as_json=True)
     if any(r.status in ("wrong", "failed") for r in done if r.provider.name == "fastdw"):
         raise typer.Exit(1)
 
@@ -97,18 +97,131 @@ def isa() -> str:
         raise InputError(one_line(error)) from None
 
 
+def _cases(
+    names: list[str], resolution: int, batches: list[int], threads: list[int]
+) -> list[ModelCase]:
+    from fastdw.benchmark import environment
+    from fastdw.benchmark.models import ModelCase
+
+    for name in names:
+        create_model(name)  # a bad name is told before anything is timed
+    cores = environment.usable_cores()
+    counts = dict.fromkeys(count or cores for count in threads)
+    return [
+        ModelCase(name, resolution, size, count)
+        for name, size, count in product(names, batches, counts)
+    ]
+
+
+def _time(
+    case: ModelCase, chosen: list[Provider], rounds: int, slot_seconds: float
+) -> list[Result]:
+    from fastdw.benchmark.models import run_case
+    from fastdw.benchmark.providers import default_providers
+
+    contenders = chosen or default_providers(case.batch)
+    with progress() as bar:
+        task = bar.add_task(case.model, total=len(contenders) + rounds)
+        step = partial(_advance, bar, task)
+        return run_case(case, contenders, rounds=rounds, slot_seconds=slot_seconds, on_step=step)
+
+
+def _show(timed: list[Result], about: dict[str, Any], results: Path | None, as_json: bool) -> None:
+    from fastdw.benchmark import report
+
+    if not as_json:
+        emit(None, report.result_table(timed), as_json=False)
+    if results is not None:
+        rows = [result.to_dict() for result in timed]
+        _append(results, "models.csv", report.COLUMNS, rows, about)
+
+
+def _time_steps(
+    case: ModelCase,
+    rounds: int,
+    slot_seconds: float,
+    about: dict[str, Any],
+    results: Path | None,
+    as_json: bool,
+) -> list[LayerReport]:
+    """The report of one case, or none, with the reason on stderr."""
+    from fastdw.benchmark import layers
+    from fastdw.plan.record import NotPlannable
+
+    try:
+        with progress() as bar:
+            bar.add_task(f"{case.model}: steps", total=None)
+            report = layers.time_layers(case, rounds, slot_seconds)
+    except (NotPlannable, ArithmeticError, ImportError) as error:
+        stderr.print(f"{case.model}: no times of steps: {one_line(error)}")
+        return []
+    if not as_json:
+        emit(None, layers.layer_table(report), as_json=False)
+    if results is not None:
+        rows = list(layers.layer_rows(report))
+        _append(results, "layers.csv", layers.LAYER_COLUMNS, rows, about)
+    return [report]
+
+
+def _explain(cases: list[ModelCase], as_json: bool) -> None:
+    from fastdw.benchmark.explanation import explain_model, step_table
+    from fastdw.plan.record import NotPlannable
+
+    told, tables = [], []
+    for case in cases:
+        model = create_model(case.model)
+        try:
+            plan = explain_model(model, case.batch, case.resolution, case.threads)
+        except (NotPlannable, ImportError) as error:
+            raise InputError(f"--explain: {case.model}: {one_line(error)}") from None
+        where = {"resolution": case.resolution, "batch": case.batch, "threads": case.threads}
+        told.append({"model": case.model, **where, **plan})
+        title = ", ".join((case.model, *(f"{name} {size}" for name, size in where.items())))
+        tables.append(step_table(title, plan))
+    emit({"plans": told}, *tables, as_json=as_json)
+
+
 def _advance(bar: Progress, task: TaskID, step: str) -> None:
     bar.update(task, description=step, advance=1)
 
 
-def _append(path: Path, timed: list[Result], about: dict[str, Any]) -> None:
-    from fastdw.benchmark.report import append_csv
+def _append(
+    results: Path,
+    name: str,
+    columns: tuple[str, ...],
+    rows: list[dict[str, Any]],
+    about: dict[str, Any],
+) -> None:
+    from fastdw.benchmark.environment import device_slug
+    from fastdw.benchmark.report import append_rows
 
     try:
-        append_csv(path, timed, about, isa())
+        path = append_rows(results / device_slug() / name, columns, rows, about, isa())
     except (OSError, ValueError) as error:
         raise InputError(f"--results: {one_line(error)}") from None
     stderr.print(f"appended to {path}")
+
+
+def _check_html(path: Path) -> None:
+    """Tell what is in the way of the report before hours are spent on it."""
+    try:
+        import fastdw.benchmark.html_report  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"--html: {one_line(error)}: pip install 'fastdw[bench]'") from None
+    if not path.parent.is_dir():
+        raise InputError(f"--html: {path.parent} is no folder")
+
+
+def _write_html(
+    path: Path, done: list[Result], reports: list[LayerReport], about: dict[str, Any]
+) -> None:
+    from fastdw.benchmark.html_report import html_report
+
+    try:
+        path.write_text(html_report(done, reports, about, isa()))
+    except OSError as error:
+        raise InputError(f"--html: {one_line(error)}") from None
+    stderr.print(f"wrote {path}")
 
 
 def _providers(names: list[str] | None) -> list[Provider]:

@@ -39,8 +39,9 @@ FASTDW_INLINE BlockBlocking block_blocking(const InvertedResidualParams& params,
     cut.slab_blocks = single ? cut.chunk_blocks : hidden_blocks;
     cut.slab_floats = cut.slab_blocks * cut.ring_rows * hidden_row;
     cut.filtered_floats = hidden_blocks * band * filtered_row;
-    cut.input_floats = params.has_expand ? channel_blocks(params.channels_in) * cut.ring_rows *
-                                               params.width * kChannelBlock : 0;
+    const bool copies_input = params.has_expand && !params.x_layout.is_blocked();
+    cut.input_floats =
+        copies_input ? channel_blocks(params.channels_in) * cut.ring_rows * hidden_row : 0;
     return cut;
   };
   const BlockBlocking whole = cut(rows);

@@ -38,17 +38,37 @@ struct DepthwiseBlock {
   Activation activation;
 };
 
-template <bool Whole>
-FASTDW_INLINE Vec load_lanes(const float* p, int64_t count) {
-  return Whole ? Vec::load(p) : Vec::load(p, count);
-}
-template <bool Whole>
-FASTDW_INLINE void store_lanes(Vec v, float* p, int64_t count) {
-  Whole ? v.store(p) : v.store(p, count);
-}
+// How the lanes of a block are reached: with steps from pixel to pixel that are known at compile
+// time (blocks of 16 channels on both sides), at run time, or at run time and not all of them.
+struct BlockedLanes {
+  static constexpr bool whole = true, blocked = true;
+};
+struct WholeLanes {
+  static constexpr bool whole = true, blocked = false;
+};
+struct PartLanes {
+  static constexpr bool whole = false, blocked = false;
+};
 
-FASTDW_INLINE float* y_pixel(const DepthwiseBlock& block, int64_t row, int64_t q) {
-  return block.y + (row - block.first_row) * block.y_row_stride + q * block.y_pixel_stride;
+template <class Lanes>
+FASTDW_INLINE Vec load_lanes(const float* p, int64_t count) {
+  return Lanes::whole ? Vec::load(p) : Vec::load(p, count);
+}
+template <class Lanes>
+FASTDW_INLINE void store_lanes(Vec v, float* p, int64_t count) {
+  Lanes::whole ? v.store(p) : v.store(p, count);
+}
+template <class Lanes>
+FASTDW_INLINE int64_t x_step(const DepthwiseBlock& block) {
+  return Lanes::blocked ? kChannelBlock : block.x.pixel_stride;
+}
+template <class Lanes>
+FASTDW_INLINE int64_t y_step(const DepthwiseBlock& block) {
+  return Lanes::blocked ? kChannelBlock : block.y_pixel_stride;
+}
+template <class Lanes>
+FASTDW_INLINE float* y_at(const DepthwiseBlock& block, int64_t row, int64_t q) {
+  return block.y + (row - block.first_row) * block.y_row_stride + q * y_step<Lanes>(block);
 }
 
 // How many of the lanes from `lane` on are channels.
@@ -61,13 +81,22 @@ FASTDW_INLINE bool whole_lanes(const DepthwiseBlock& block, int64_t lane) {
   return smaller(block.load_channels, block.store_channels) >= lane + Vec::lanes;
 }
 
-// Rows output rows at once, 3x3, Stride 1 or 2. Of the Stride * (Rows - 1) + 3 rows of x under
-// them, those in [First, Last) lie inside the image.
-template <int Stride, int Rows, int First, int Last, bool Whole>
+// A number that is a type: lambdas of C++17 have no template arguments.
+template <int value>
+struct Known {
+  constexpr operator int() const { return value; }
+};
+
+// 3x3 with stride 1, Rows output rows at once. Of the Rows + 2 rows of x under them, those in
+// [First, Last) lie inside the image. Each column of x is loaded once and added to the three
+// outputs that see it.
+template <int Rows, int First, int Last, class Lanes>
 void slide_3x3(const DepthwiseBlock& block, int64_t row, int64_t lane, Clamp bounds) {
   const int64_t load_count = lanes_from(lane, block.load_channels);
   const int64_t store_count = lanes_from(lane, block.store_channels);
-  const int64_t top = row * Stride - block.window.pad_top;
+  const int64_t x_pixel = x_step<Lanes>(block), y_pixel = y_step<Lanes>(block);
+  const int64_t width = block.width, width_out = block.width_out;
+  const int64_t top = row - block.window.pad_top, left = -block.window.pad_left;
   const float* x[Last];
   float* y[Rows];
   FASTDW_UNROLL for (int i = First; i < Last; ++i) x[i] = block.x.row(top + i) + lane;
@@ -80,74 +109,138 @@ void slide_3x3(const DepthwiseBlock& block, int64_t row, int64_t lane, Clamp bou
   const VecClamp clamped(bounds);
 
   // Adds column `at` of x to the sums of the outputs that see it: add(output row, tap row, value).
-  auto column = [&](int64_t at, auto add) __attribute__((always_inline)) {
-    if (at < 0 || at >= block.width) return;
+  auto column = [&](auto is_inside, int64_t at, auto add) __attribute__((always_inline)) {
+    if (!is_inside && (at < 0 || at >= width)) return;
+    const int64_t offset = at * x_pixel;
     FASTDW_UNROLL for (int i = First; i < Last; ++i) {
-      const Vec value = load_lanes<Whole>(x[i] + at * block.x.pixel_stride, load_count);
+      const Vec value = load_lanes<Lanes>(x[i] + offset, load_count);
       FASTDW_UNROLL for (int r = 0; r < Rows; ++r) {
-        const int tap_row = i - r * Stride;
+        const int tap_row = i - r;
         if (tap_row >= 0 && tap_row < 3) add(r, 3 * tap_row, value);
       }
     }
   };
 
-  const int64_t left = -block.window.pad_left;
+  constexpr Known<0> unknown{};
   Vec sum0[Rows], sum1[Rows], sum2[Rows];
   FASTDW_UNROLL for (int r = 0; r < Rows; ++r) sum0[r] = sum1[r] = bias;
-  column(left, [&](int r, int t, Vec v) { sum0[r] = fma(v, tap[t], sum0[r]); });
-  if constexpr (Stride == 1) {
-    column(left + 1, [&](int r, int t, Vec v) {
-      sum0[r] = fma(v, tap[t + 1], sum0[r]);
-      sum1[r] = fma(v, tap[t], sum1[r]);
-    });
-    _Pragma("GCC unroll 3") for (int64_t q = 0; q < block.width_out; ++q) {
+  column(unknown, left, [&](int r, int t, Vec v) { sum0[r] = fma(v, tap[t], sum0[r]); });
+  column(unknown, left + 1, [&](int r, int t, Vec v) {
+    sum0[r] = fma(v, tap[t + 1], sum0[r]);
+    sum1[r] = fma(v, tap[t], sum1[r]);
+  });
+  auto outputs = [&](auto inside, int64_t from, int64_t to) __attribute__((always_inline)) {
+    _Pragma("GCC unroll 3") for (int64_t q = from; q < to; ++q) {
       FASTDW_UNROLL for (int r = 0; r < Rows; ++r) sum2[r] = bias;
-      column(left + q + 2, [&](int r, int t, Vec v) {
+      column(inside, left + q + 2, [&](int r, int t, Vec v) {
         sum0[r] = fma(v, tap[t + 2], sum0[r]);
         sum1[r] = fma(v, tap[t + 1], sum1[r]);
         sum2[r] = fma(v, tap[t], sum2[r]);
       });
       FASTDW_UNROLL for (int r = 0; r < Rows; ++r) {
-        store_lanes<Whole>(clamped(sum0[r]), y[r] + q * block.y_pixel_stride, store_count);
+        store_lanes<Lanes>(clamped(sum0[r]), y[r] + q * y_pixel, store_count);
         sum0[r] = sum1[r];
         sum1[r] = sum2[r];
       }
     }
-  } else {
-    _Pragma("GCC unroll 2") for (int64_t q = 0; q < block.width_out; ++q) {
-      FASTDW_UNROLL for (int r = 0; r < Rows; ++r) sum1[r] = bias;
-      column(left + 2 * q + 1,
-             [&](int r, int t, Vec v) { sum0[r] = fma(v, tap[t + 1], sum0[r]); });
-      column(left + 2 * q + 2, [&](int r, int t, Vec v) {
-        sum0[r] = fma(v, tap[t + 2], sum0[r]);
-        sum1[r] = fma(v, tap[t], sum1[r]);
-      });
-      FASTDW_UNROLL for (int r = 0; r < Rows; ++r) {
-        store_lanes<Whole>(clamped(sum0[r]), y[r] + q * block.y_pixel_stride, store_count);
-        sum0[r] = sum1[r];
-      }
-    }
-  }
+  };
+  // Columns that surely lie inside the image need no question asked.
+  const int64_t surely = left >= -2 ? larger(0, smaller(width_out, width - 2 - left)) : 0;
+  outputs(Known<1>{}, 0, surely);
+  outputs(unknown, surely, width_out);
 }
 
-template <int Stride, int Rows, bool Whole>
-bool slide_3x3_between(const DepthwiseBlock& block, int64_t row, int64_t lane, Clamp bounds) {
-  constexpr int rows_in = Stride * (Rows - 1) + 3;
-  const int64_t top = row * Stride - block.window.pad_top;
+// 3x3 with stride 2, two output columns at once.
+template <int First, int Last, class Lanes>
+void slide_3x3_by_2(const DepthwiseBlock& block, int64_t row, int64_t lane, Clamp bounds) {
+  const int64_t load_count = lanes_from(lane, block.load_channels);
+  const int64_t store_count = lanes_from(lane, block.store_channels);
+  const int64_t x_pixel = x_step<Lanes>(block), y_pixel = y_step<Lanes>(block);
+  const int64_t width = block.width, width_out = block.width_out;
+  const int64_t top = 2 * row - block.window.pad_top, left = -block.window.pad_left;
+  const float* x[Last];
+  FASTDW_UNROLL for (int i = First; i < Last; ++i) x[i] = block.x.row(top + i) + lane;
+  float* y = block.y + (row - block.first_row) * block.y_row_stride + lane;
+  Vec tap[9];
+  FASTDW_UNROLL for (int t = 0; t < 9; ++t)
+    tap[t] = Vec::load(block.taps + t * kChannelBlock + lane);
+  const Vec bias = Vec::load(block.bias + lane);
+  const VecClamp clamped(bounds);
+
+  auto outputs = [&](auto columns, auto inside, int64_t q) __attribute__((always_inline)) {
+    constexpr int count = decltype(columns){};
+    const int64_t first = left + 2 * q;
+    Vec sum[count];
+    FASTDW_UNROLL for (int c = 0; c < count; ++c) sum[c] = bias;
+    FASTDW_UNROLL for (int i = First; i < Last; ++i) {
+      const float* at = x[i] + first * x_pixel;
+      FASTDW_UNROLL for (int j = 0; j <= 2 * count; ++j) {
+        if (!inside && (first + j < 0 || first + j >= width)) continue;
+        const Vec value = load_lanes<Lanes>(at + j * x_pixel, load_count);
+        const int c = j / 2;
+        if (j % 2 == 1) {
+          sum[c] = fma(value, tap[3 * i + 1], sum[c]);
+        } else {
+          if (c > 0) sum[c - 1] = fma(value, tap[3 * i + 2], sum[c - 1]);
+          if (c < count) sum[c] = fma(value, tap[3 * i], sum[c]);
+        }
+      }
+    }
+    FASTDW_UNROLL for (int c = 0; c < count; ++c)
+      store_lanes<Lanes>(clamped(sum[c]), y + (q + c) * y_pixel, store_count);
+  };
+  constexpr Known<1> one{}, yes{};
+  constexpr Known<2> two{};
+  constexpr Known<0> unknown{};
+  int64_t q = 0;
+  for (; q < width_out && left + 2 * q < 0; ++q) outputs(one, unknown, q);
+  for (; q + 2 <= width_out && left + 2 * q + 4 < width; q += 2) outputs(two, yes, q);
+  for (; q < width_out; ++q) outputs(one, unknown, q);
+}
+
+// Calls use(first, last): which of the rows_in rows of x under an output row, or two, lie inside
+// the image. False where it is not all of them but at most one above and one below.
+template <int rows_in, class Use>
+FASTDW_INLINE bool with_rows_inside(const DepthwiseBlock& block, int64_t top, const Use& use) {
   const int64_t above = larger(0, -top), below = larger(0, top + rows_in - block.height);
   if (above > 1 || below > 1) return false;
+  constexpr Known<0> zero{};
+  constexpr Known<1> one{};
+  constexpr Known<rows_in> all{};
+  constexpr Known<rows_in - 1> less{};
   switch (above * 2 + below) {
-    case 0: slide_3x3<Stride, Rows, 0, rows_in, Whole>(block, row, lane, bounds); break;
-    case 1: slide_3x3<Stride, Rows, 0, rows_in - 1, Whole>(block, row, lane, bounds); break;
-    case 2: slide_3x3<Stride, Rows, 1, rows_in, Whole>(block, row, lane, bounds); break;
-    default: slide_3x3<Stride, Rows, 1, rows_in - 1, Whole>(block, row, lane, bounds);
+    case 0: use(zero, all); break;
+    case 1: use(zero, less); break;
+    case 2: use(one, all); break;
+    default: use(one, less);
   }
   return true;
 }
 
+// As many output rows from `row` on as one of the sliding kernels takes; 0 where none can.
+template <class Lanes>
+int64_t slide_rows(const DepthwiseBlock& block, int64_t row, int64_t lane, Clamp bounds) {
+  const Window& window = block.window;
+  const bool is_3x3 = window.kernel_h == 3 && window.kernel_w == 3 && window.dilation_h == 1 &&
+                      window.dilation_w == 1;
+  if (!is_3x3 || window.stride_h != window.stride_w || window.stride_h > 2) return 0;
+  const int64_t top = row * window.stride_h - window.pad_top;
+  if (window.stride_h == 2)
+    return with_rows_inside<3>(block, top, [&](auto first, auto last) {
+      slide_3x3_by_2<decltype(first){}, decltype(last){}, Lanes>(block, row, lane, bounds);
+    });
+  if (row + 2 <= block.last_row && with_rows_inside<4>(block, top, [&](auto first, auto last) {
+        slide_3x3<2, decltype(first){}, decltype(last){}, Lanes>(block, row, lane, bounds);
+      }))
+    return 2;
+  return with_rows_inside<3>(block, top, [&](auto first, auto last) {
+    slide_3x3<1, decltype(first){}, decltype(last){}, Lanes>(block, row, lane, bounds);
+  });
+}
+
 // Columns outputs from column q on, for any window whose taps [first_tap, last_tap) of each row lie
 // inside the image for all of them.
-template <int Columns, bool Whole>
+template <int Columns, class Lanes>
 void accumulate_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int64_t first_tap,
                         int64_t last_tap, int64_t lane, Clamp bounds) {
   const Window& window = block.window;
@@ -155,7 +248,8 @@ void accumulate_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int
   const int64_t store_count = lanes_from(lane, block.store_channels);
   const int64_t top = row * window.stride_h - window.pad_top;
   const int64_t left = q * window.stride_w - window.pad_left;
-  const int64_t step = window.stride_w * block.x.pixel_stride;
+  const int64_t x_pixel = x_step<Lanes>(block), y_pixel = y_step<Lanes>(block);
+  const int64_t step = window.stride_w * x_pixel;
   Vec sum[Columns];
   FASTDW_UNROLL for (int c = 0; c < Columns; ++c) sum[c] = Vec::load(block.bias + lane);
   for (int64_t i = 0; i < window.kernel_h; ++i) {
@@ -165,27 +259,28 @@ void accumulate_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int
     const float* taps = block.taps + i * window.kernel_w * kChannelBlock + lane;
     for (int64_t j = first_tap; j < last_tap; ++j) {
       const Vec tap = Vec::load(taps + j * kChannelBlock);
-      const float* at = x + (left + j * window.dilation_w) * block.x.pixel_stride;
+      const float* at = x + (left + j * window.dilation_w) * x_pixel;
       FASTDW_UNROLL for (int c = 0; c < Columns; ++c)
-        sum[c] = fma(load_lanes<Whole>(at + c * step, load_count), tap, sum[c]);
+        sum[c] = fma(load_lanes<Lanes>(at + c * step, load_count), tap, sum[c]);
     }
   }
-  float* y = y_pixel(block, row, q) + lane;
+  float* y = y_at<Lanes>(block, row, q) + lane;
   const VecClamp clamped(bounds);
   FASTDW_UNROLL for (int c = 0; c < Columns; ++c)
-    store_lanes<Whole>(clamped(sum[c]), y + c * block.y_pixel_stride, store_count);
+    store_lanes<Lanes>(clamped(sum[c]), y + c * y_pixel, store_count);
 }
 
 // The same with the width of the kernel and the stride known: each column of x is loaded once a row
 // and added to every output of the tile that sees it.
-template <int Kernel, int Stride, int Columns, bool Whole>
+template <int Kernel, int Stride, int Columns, class Lanes>
 void slide_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int64_t lane,
                    Clamp bounds) {
   const Window& window = block.window;
   const int64_t load_count = lanes_from(lane, block.load_channels);
   const int64_t store_count = lanes_from(lane, block.store_channels);
   const int64_t top = row * window.stride_h - window.pad_top;
-  const int64_t left = (q * Stride - window.pad_left) * block.x.pixel_stride;
+  const int64_t x_pixel = x_step<Lanes>(block), y_pixel = y_step<Lanes>(block);
+  const int64_t left = (q * Stride - window.pad_left) * x_pixel;
   Vec sum[Columns];
   FASTDW_UNROLL for (int c = 0; c < Columns; ++c) sum[c] = Vec::load(block.bias + lane);
   for (int64_t i = 0; i < window.kernel_h; ++i) {
@@ -196,7 +291,7 @@ void slide_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int64_t 
     Vec tap[Kernel];
     FASTDW_UNROLL for (int j = 0; j < Kernel; ++j) tap[j] = Vec::load(taps + j * kChannelBlock);
     FASTDW_UNROLL for (int at = 0; at < (Columns - 1) * Stride + Kernel; ++at) {
-      const Vec value = load_lanes<Whole>(x + at * block.x.pixel_stride, load_count);
+      const Vec value = load_lanes<Lanes>(x + at * x_pixel, load_count);
       FASTDW_UNROLL for (int j = 0; j < Kernel; ++j) {
         const int c = at - j;
         if (c >= 0 && c % Stride == 0 && c / Stride < Columns)
@@ -204,31 +299,31 @@ void slide_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int64_t 
       }
     }
   }
-  float* y = y_pixel(block, row, q) + lane;
+  float* y = y_at<Lanes>(block, row, q) + lane;
   const VecClamp clamped(bounds);
   FASTDW_UNROLL for (int c = 0; c < Columns; ++c)
-    store_lanes<Whole>(clamped(sum[c]), y + c * block.y_pixel_stride, store_count);
+    store_lanes<Lanes>(clamped(sum[c]), y + c * y_pixel, store_count);
 }
 
-template <int Columns, bool Whole>
+template <int Columns, class Lanes>
 void inner_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int64_t lane,
                    Clamp bounds) {
   const Window& window = block.window;
   if (window.dilation_w == 1 && window.stride_w <= 2) {
     const bool one = window.stride_w == 1;
     switch (window.kernel_w) {
-      case 3: return (one ? slide_columns<3, 1, Columns, Whole>
-                          : slide_columns<3, 2, Columns, Whole>)(block, row, q, lane, bounds);
-      case 5: return (one ? slide_columns<5, 1, Columns, Whole>
-                          : slide_columns<5, 2, Columns, Whole>)(block, row, q, lane, bounds);
-      case 7: return (one ? slide_columns<7, 1, Columns, Whole>
-                          : slide_columns<7, 2, Columns, Whole>)(block, row, q, lane, bounds);
+      case 3: return (one ? slide_columns<3, 1, Columns, Lanes>
+                          : slide_columns<3, 2, Columns, Lanes>)(block, row, q, lane, bounds);
+      case 5: return (one ? slide_columns<5, 1, Columns, Lanes>
+                          : slide_columns<5, 2, Columns, Lanes>)(block, row, q, lane, bounds);
+      case 7: return (one ? slide_columns<7, 1, Columns, Lanes>
+                          : slide_columns<7, 2, Columns, Lanes>)(block, row, q, lane, bounds);
     }
   }
-  accumulate_columns<Columns, Whole>(block, row, q, 0, window.kernel_w, lane, bounds);
+  accumulate_columns<Columns, Lanes>(block, row, q, 0, window.kernel_w, lane, bounds);
 }
 
-template <bool Whole>
+template <class Lanes>
 void any_window_row(const DepthwiseBlock& block, int64_t row, int64_t lane, Clamp bounds) {
   constexpr int columns = 8;
   const Window& window = block.window;
@@ -238,41 +333,25 @@ void any_window_row(const DepthwiseBlock& block, int64_t row, int64_t lane, Clam
     const int64_t left = q * window.stride_w - window.pad_left;
     const int64_t right = left + (columns - 1) * window.stride_w + span;
     if (left >= 0 && right < block.width && q + columns <= block.width_out) {
-      inner_columns<columns, Whole>(block, row, q, lane, bounds);
+      inner_columns<columns, Lanes>(block, row, q, lane, bounds);
       q += columns;
       continue;
     }
     const int64_t first_tap = left < 0 ? ceil_div(-left, window.dilation_w) : 0;
     const int64_t inside =
         left < block.width ? (block.width - 1 - left) / window.dilation_w + 1 : 0;
-    accumulate_columns<1, Whole>(block, row, q, first_tap, smaller(inside, window.kernel_w), lane,
+    accumulate_columns<1, Lanes>(block, row, q, first_tap, smaller(inside, window.kernel_w), lane,
                                  bounds);
     ++q;
   }
 }
 
-template <bool Whole>
+template <class Lanes>
 void depthwise_lanes(const DepthwiseBlock& block, int64_t lane, Clamp bounds) {
-  const Window& window = block.window;
-  const bool slides = window.kernel_h == 3 && window.kernel_w == 3 && window.dilation_h == 1 &&
-                      window.dilation_w == 1 && window.stride_h == window.stride_w &&
-                      window.stride_h <= 2;
-  const bool one = window.stride_h == 1;
   for (int64_t row = block.first_row; row < block.last_row;) {
-    if (slides) {
-      if (one && row + 2 <= block.last_row &&
-          slide_3x3_between<1, 2, Whole>(block, row, lane, bounds)) {
-        row += 2;
-        continue;
-      }
-      if ((one ? slide_3x3_between<1, 1, Whole>
-               : slide_3x3_between<2, 1, Whole>)(block, row, lane, bounds)) {
-        ++row;
-        continue;
-      }
-    }
-    any_window_row<Whole>(block, row, lane, bounds);
-    ++row;
+    const int64_t rows = slide_rows<Lanes>(block, row, lane, bounds);
+    if (rows == 0) any_window_row<Lanes>(block, row, lane, bounds);
+    row += larger(1, rows);
   }
 }
 
@@ -280,14 +359,17 @@ void depthwise_block(const DepthwiseBlock& block) {
   const bool smooth = !is_clamp(block.activation);
   const Clamp bounds = clamp_of(smooth ? Activation::none : block.activation);
   const int64_t lanes = larger(block.load_channels, block.store_channels);
+  const bool blocked =
+      block.x.pixel_stride == kChannelBlock && block.y_pixel_stride == kChannelBlock;
   for (int64_t lane = 0; lane < lanes; lane += Vec::lanes) {
-    if (whole_lanes(block, lane)) depthwise_lanes<true>(block, lane, bounds);
-    else depthwise_lanes<false>(block, lane, bounds);
+    if (!whole_lanes(block, lane)) depthwise_lanes<PartLanes>(block, lane, bounds);
+    else if (!blocked) depthwise_lanes<WholeLanes>(block, lane, bounds);
+    else depthwise_lanes<BlockedLanes>(block, lane, bounds);
   }
   if (!smooth) return;
   for (int64_t row = block.first_row; row < block.last_row; ++row)
-    finish(block.activation, block.y + (row - block.first_row) * block.y_row_stride, nullptr,
-           block.width_out, block.y_pixel_stride, block.store_channels);
+    finish(block.activation, block.y + (row - block.first_row) * block.y_row_stride,
+           block.y_pixel_stride, nullptr, 0, block.width_out, block.store_channels);
 }
 
 }  // namespace

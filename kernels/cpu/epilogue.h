@@ -74,18 +74,18 @@ FASTDW_INLINE Vec activate(Vec v) {
   }
 }
 
-// y = activation(y) + residual over rows of `channels` floats, row_stride apart.
+// y = activation(y) + residual over pixels of `channels` floats.
 template <Activation activation>
-void finish_rows(float* y, const float* residual, int64_t rows, int64_t row_stride,
-                 int64_t channels) {
-  for (int64_t row = 0; row < rows; ++row) {
-    float* out = y + row * row_stride;
+void finish_pixels(float* y, int64_t y_pixel, const float* residual, int64_t residual_pixel,
+                   int64_t pixels, int64_t channels) {
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    float* out = y + pixel * y_pixel;
     for (int64_t c = 0; c < channels; c += Vec::lanes) {
       const int64_t count = smaller(Vec::lanes, channels - c);
       const bool whole = count == Vec::lanes;
       Vec v = activate<activation>(whole ? Vec::load(out + c) : Vec::load(out + c, count));
       if (residual != nullptr) {
-        const float* add = residual + row * row_stride + c;
+        const float* add = residual + pixel * residual_pixel + c;
         v = v + (whole ? Vec::load(add) : Vec::load(add, count));
       }
       whole ? v.store(out + c) : v.store(out + c, count);
@@ -93,19 +93,17 @@ void finish_rows(float* y, const float* residual, int64_t rows, int64_t row_stri
   }
 }
 
-void finish(Activation activation, float* y, const float* residual, int64_t rows,
-            int64_t row_stride, int64_t channels) {
+void finish(Activation activation, float* y, int64_t y_pixel, const float* residual,
+            int64_t residual_pixel, int64_t pixels, int64_t channels) {
+  const auto run = [&](auto finish_pixels_of) {
+    finish_pixels_of(y, y_pixel, residual, residual_pixel, pixels, channels);
+  };
   switch (activation) {
-    case Activation::none:
-      return finish_rows<Activation::none>(y, residual, rows, row_stride, channels);
-    case Activation::relu:
-      return finish_rows<Activation::relu>(y, residual, rows, row_stride, channels);
-    case Activation::relu6:
-      return finish_rows<Activation::relu6>(y, residual, rows, row_stride, channels);
-    case Activation::hardswish:
-      return finish_rows<Activation::hardswish>(y, residual, rows, row_stride, channels);
-    case Activation::silu:
-      return finish_rows<Activation::silu>(y, residual, rows, row_stride, channels);
+    case Activation::none: return run(finish_pixels<Activation::none>);
+    case Activation::relu: return run(finish_pixels<Activation::relu>);
+    case Activation::relu6: return run(finish_pixels<Activation::relu6>);
+    case Activation::hardswish: return run(finish_pixels<Activation::hardswish>);
+    case Activation::silu: return run(finish_pixels<Activation::silu>);
   }
 }
 

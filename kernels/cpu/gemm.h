@@ -1,6 +1,6 @@
 // Matrix product c[pixel][o] = act(bias[o] + sum_k a[pixel][k] b[k][o]) + residual[pixel][o].
 // a: [blocks(K)][pixel][16], so that a pixel's step is a compile-time constant in the inner loop;
-// NHWC input is brought into that form once per tile or band by block_pixels().
+// NHWC input is brought into that form once per stretch or band by block_pixels().
 // b: panels of 16 output channels, [blocks(O)][K][16]. The register tile is Rows pixels by
 // Blocks * 16 channels; each step of k broadcasts Rows values against Blocks * 16 weights.
 #pragma once
@@ -11,57 +11,47 @@
 namespace fastdw {
 namespace {
 
-struct GemmTile {
+// How far beyond the weights in use to prefetch: weights are packed in the order of execution, so
+// that the next layer's come in too. Farther is slower: requests for L3 hold the L1 fill buffers.
+constexpr int64_t kAheadBytes = 64 << 10;
+
+// Tiles of the same number of pixels, one after the other, of the same panels.
+struct GemmTiles {
   const float* a;
   int64_t a_block;  // floats from one 16-channel block of a to the next
   int64_t depth;    // K
   const float* b;
   int64_t b_panel;  // floats from one panel to the next
   const float* bias;
-  const float* residual;  // or null; laid out as c
+  const float* residual;  // or null
+  int64_t residual_pixel, residual_block;
   float* c;
-  int64_t c_row, c_block;  // floats from one pixel, and one block of 16 channels, to the next
-  int64_t channels;        // output channels to store, at most Blocks * 16
+  int64_t c_pixel, c_block;  // floats from one pixel, and one block of 16 channels, to the next
+  int64_t channels;          // output channels to store, at most Blocks * 16
   Clamp bounds;
+  int64_t count;
+  bool prefetch;  // no tile has met these panels yet
 };
 
-template <int Rows, int Blocks>
-__attribute__((noinline)) void gemm_tile(const GemmTile& tile) {
+// a[pixel][k] * b[k][o] for `depth` values of k, added to sum.
+template <int Rows, int Blocks, bool Prefetch>
+FASTDW_INLINE void multiply_add(const GemmTiles& tiles, const float* a_tile,
+                                Vec (&sum)[Rows][Blocks * kChannelBlock / Vec::lanes]) {
   constexpr int per_block = kChannelBlock / Vec::lanes;
   constexpr int vectors = Blocks * per_block;
-  const int64_t c_row = tile.c_row, c_block = tile.c_block;
-  Vec sum[Rows][vectors];
-  auto offset = [&](int v) { return (v / per_block) * c_block + v % per_block * Vec::lanes; };
-  auto valid = [&](int v) { return tile.channels - v * Vec::lanes; };
-
-  FASTDW_UNROLL for (int v = 0; v < vectors; ++v) {
-    const Vec start = Vec::load(tile.bias + v * Vec::lanes);
-    FASTDW_UNROLL for (int row = 0; row < Rows; ++row) sum[row][v] = start;
-  }
-  if (tile.residual != nullptr) {
-    FASTDW_UNROLL for (int v = 0; v < vectors; ++v) {
-      const float* add = tile.residual + offset(v);
-      const int64_t count = valid(v);
-      if (count >= Vec::lanes) {
-        FASTDW_UNROLL for (int row = 0; row < Rows; ++row)
-          sum[row][v] = sum[row][v] + Vec::load(add + row * c_row);
-      } else if (count > 0) {
-        FASTDW_UNROLL for (int row = 0; row < Rows; ++row)
-          sum[row][v] = sum[row][v] + Vec::load(add + row * c_row, count);
-      }
-    }
-  }
-
-  const float* a_block = tile.a;
-  const float* b = tile.b;
-  for (int64_t left = tile.depth; left > 0; left -= kChannelBlock, a_block += tile.a_block) {
-    const float* a = a_block;
+  const float* b = tiles.b;
+  const int64_t b_panel = tiles.b_panel;
+  for (int64_t left = tiles.depth; left > 0; left -= kChannelBlock, a_tile += tiles.a_block) {
+    const float* a = a_tile;
     const float* a_end = a + smaller(left, kChannelBlock);
-    // Twice unrolled: the loop's own instructions compete with the FMAs for ports 0 and 5 (Intel).
+    // Twice unrolled: the loop's own instructions compete with the FMAs for ports 0 and 5.
     _Pragma("GCC unroll 2") for (; a != a_end; ++a) {
+      if constexpr (Prefetch)
+        FASTDW_UNROLL for (int block = 0; block < Blocks; ++block)
+          prefetch_to_l2(reinterpret_cast<const char*>(b + block * b_panel) + kAheadBytes);
       Vec weight[vectors];
       FASTDW_UNROLL for (int v = 0; v < vectors; ++v)
-        weight[v] = Vec::load(b + (v / per_block) * tile.b_panel + v % per_block * Vec::lanes);
+        weight[v] = Vec::load(b + v / per_block * b_panel + v % per_block * Vec::lanes);
       b += kChannelBlock;
       FASTDW_UNROLL for (int row = 0; row < Rows; ++row) {
         const Vec pixel = Vec::broadcast(a + row * kChannelBlock);
@@ -70,30 +60,73 @@ __attribute__((noinline)) void gemm_tile(const GemmTile& tile) {
       }
     }
   }
+}
 
-  const VecClamp clamped(tile.bounds);
-  FASTDW_UNROLL for (int v = 0; v < vectors; ++v) {
-    float* out = tile.c + offset(v);
-    const int64_t count = valid(v);
-    if (count >= Vec::lanes) {
-      FASTDW_UNROLL for (int row = 0; row < Rows; ++row)
-        clamped(sum[row][v]).store(out + row * c_row);
-    } else if (count > 0) {
-      FASTDW_UNROLL for (int row = 0; row < Rows; ++row)
-        clamped(sum[row][v]).store(out + row * c_row, count);
+template <int Rows, int Blocks>
+__attribute__((noinline)) void gemm_tiles(const GemmTiles& tiles) {
+  constexpr int per_block = kChannelBlock / Vec::lanes;
+  constexpr int vectors = Blocks * per_block;
+  auto at = [](int v, int64_t block) { return v / per_block * block + v % per_block * Vec::lanes; };
+  auto valid = [&](int v) { return tiles.channels - v * Vec::lanes; };
+  const VecClamp clamped(tiles.bounds);
+
+  const float* a_tile = tiles.a;
+  const float* residual = tiles.residual;
+  float* c = tiles.c;
+  for (int64_t left_tiles = tiles.count; left_tiles > 0; --left_tiles) {
+    Vec sum[Rows][vectors];
+    FASTDW_UNROLL for (int v = 0; v < vectors; ++v) {
+      const Vec start = Vec::load(tiles.bias + v * Vec::lanes);
+      FASTDW_UNROLL for (int row = 0; row < Rows; ++row) sum[row][v] = start;
     }
+    if (residual != nullptr) {
+      const int64_t pixel = tiles.residual_pixel;
+      FASTDW_UNROLL for (int v = 0; v < vectors; ++v) {
+        const float* add = residual + at(v, tiles.residual_block);
+        const int64_t count = valid(v);
+        if (count >= Vec::lanes) {
+          FASTDW_UNROLL for (int row = 0; row < Rows; ++row)
+            sum[row][v] = sum[row][v] + Vec::load(add + row * pixel);
+        } else if (count > 0) {
+          FASTDW_UNROLL for (int row = 0; row < Rows; ++row)
+            sum[row][v] = sum[row][v] + Vec::load(add + row * pixel, count);
+        }
+      }
+      residual += Rows * pixel;
+    }
+
+    // Every tile meets the panels; the first one also asks for those to come.
+    if (tiles.prefetch && left_tiles == tiles.count)
+      multiply_add<Rows, Blocks, true>(tiles, a_tile, sum);
+    else
+      multiply_add<Rows, Blocks, false>(tiles, a_tile, sum);
+
+    const int64_t c_pixel = tiles.c_pixel;
+    FASTDW_UNROLL for (int v = 0; v < vectors; ++v) {
+      float* out = c + at(v, tiles.c_block);
+      const int64_t count = valid(v);
+      if (count >= Vec::lanes) {
+        FASTDW_UNROLL for (int row = 0; row < Rows; ++row)
+          clamped(sum[row][v]).store(out + row * c_pixel);
+      } else if (count > 0) {
+        FASTDW_UNROLL for (int row = 0; row < Rows; ++row)
+          clamped(sum[row][v]).store(out + row * c_pixel, count);
+      }
+    }
+    a_tile += Rows * kChannelBlock;
+    c += Rows * c_pixel;
   }
 }
 
-using GemmTileFunction = void (*)(const GemmTile&);
+using GemmTilesFunction = void (*)(const GemmTiles&);
 
-// The tile of `rows` pixels, 1 <= rows <= kTileRows.
+// The tiles of `rows` pixels, 1 <= rows <= kTileRows.
 template <int Blocks, int Rows = kTileRows>
-FASTDW_INLINE GemmTileFunction gemm_tile_of(int64_t rows) {
+FASTDW_INLINE GemmTilesFunction gemm_tiles_of(int64_t rows) {
   if constexpr (Rows == 1) {
-    return gemm_tile<1, Blocks>;
+    return gemm_tiles<1, Blocks>;
   } else {
-    return rows == Rows ? gemm_tile<Rows, Blocks> : gemm_tile_of<Blocks, Rows - 1>(rows);
+    return rows == Rows ? gemm_tiles<Rows, Blocks> : gemm_tiles_of<Blocks, Rows - 1>(rows);
   }
 }
 
@@ -103,64 +136,77 @@ struct Gemm {
   PointwiseWeights weights;
   int64_t depth, channels_out;
   int64_t first_block, last_block;  // the panels to compute
-  const float* residual;
+  const float* residual;            // where pixel 0 of panel 0 is, or null
+  int64_t residual_pixel, residual_block;
   float* c;  // where pixel 0 of panel 0 goes
-  int64_t c_row, c_block;
+  int64_t c_pixel, c_block;
   int64_t pixels;
   Activation activation;
 };
 
+// An epilogue that does not fit the registers: the tiles just stored are read again.
+void finish_tiles(const Gemm& call, int64_t block, int64_t blocks) {
+  for (int64_t b = block; b < block + blocks; ++b)
+    finish(call.activation, call.c + b * call.c_block, call.c_pixel,
+           call.residual ? call.residual + b * call.residual_block : nullptr, call.residual_pixel,
+           call.pixels, smaller(kChannelBlock, call.channels_out - b * kChannelBlock));
+}
+
 // Panels outside, pixels inside: a panel of weights is read from L2 once and stays in L1.
 void gemm(const Gemm& call) {
+  if (call.pixels == 0) return;
   const bool in_registers = is_clamp(call.activation) &&
                             (call.residual == nullptr || call.activation == Activation::none);
-  const int64_t tiles = ceil_div(call.pixels, kTileRows);  // as equal as they can be
-  const int64_t fewer = tiles > 0 ? call.pixels / tiles : 0;
-  const int64_t longer_tiles = call.pixels - tiles * fewer;
+  const int64_t count = ceil_div(call.pixels, kTileRows);  // as equal as they can be
+  const int64_t fewer = call.pixels / count, longer = call.pixels - count * fewer;
   for (int64_t block = call.first_block; block < call.last_block; block += kTileBlocks) {
     const int64_t blocks = smaller(kTileBlocks, call.last_block - block);
-    GemmTile tile{};
-    tile.a_block = call.a_block;
-    tile.depth = call.depth;
-    tile.b = call.weights.panels + block * call.depth * kChannelBlock;
-    tile.b_panel = call.depth * kChannelBlock;
-    tile.bias = call.weights.bias + block * kChannelBlock;
-    tile.c_row = call.c_row;
-    tile.c_block = call.c_block;
-    tile.channels = smaller(blocks * kChannelBlock, call.channels_out - block * kChannelBlock);
-    tile.bounds = clamp_of(in_registers ? call.activation : Activation::none);
-    for (int64_t index = 0, pixel = 0; index < tiles; ++index) {
-      const int64_t rows = fewer + (index < longer_tiles);
-      const int64_t to = pixel * call.c_row + block * call.c_block;
-      tile.a = call.a + pixel * kChannelBlock;
-      tile.c = call.c + to;
-      tile.residual = in_registers && call.residual != nullptr ? call.residual + to : nullptr;
-      (blocks == kTileBlocks ? gemm_tile_of<kTileBlocks>(rows) : gemm_tile_of<1>(rows))(tile);
-      pixel += rows;
-      if (in_registers) continue;
-      for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t at = to + b * call.c_block;
-        finish(call.activation, call.c + at, call.residual ? call.residual + at : nullptr, rows,
-               call.c_row, smaller(kChannelBlock, tile.channels - b * kChannelBlock));
-      }
-    }
+    GemmTiles tiles{};
+    tiles.a = call.a;
+    tiles.a_block = call.a_block;
+    tiles.depth = call.depth;
+    tiles.b = call.weights.panels + block * call.depth * kChannelBlock;
+    tiles.b_panel = call.depth * kChannelBlock;
+    tiles.bias = call.weights.bias + block * kChannelBlock;
+    tiles.c = call.c + block * call.c_block;
+    tiles.c_pixel = call.c_pixel;
+    tiles.c_block = call.c_block;
+    if (in_registers && call.residual != nullptr)
+      tiles.residual = call.residual + block * call.residual_block;
+    tiles.residual_pixel = call.residual_pixel;
+    tiles.residual_block = call.residual_block;
+    tiles.channels = smaller(blocks * kChannelBlock, call.channels_out - block * kChannelBlock);
+    tiles.prefetch = true;
+    tiles.bounds = clamp_of(in_registers ? call.activation : Activation::none);
+    auto run = [&](int64_t rows, int64_t times) {
+      if (times == 0) return;
+      tiles.count = times;
+      (blocks == kTileBlocks ? gemm_tiles_of<kTileBlocks>(rows) : gemm_tiles_of<1>(rows))(tiles);
+      tiles.prefetch = false;
+      tiles.a += rows * times * kChannelBlock;
+      tiles.c += rows * times * call.c_pixel;
+      if (tiles.residual != nullptr) tiles.residual += rows * times * call.residual_pixel;
+    };
+    run(fewer + 1, longer);
+    run(fewer, count - longer);
+    if (!in_registers) finish_tiles(call, block, blocks);
   }
 }
 
 // [pixel][channels] -> [blocks(channels)][pixel][16]. The lanes beyond `channels` are left
-// unwritten: gemm_tile() reads exactly K channels.
-void block_pixels(const float* x, int64_t pixels, int64_t channels, float* blocks,
+// unwritten: gemm_tiles() reads exactly K channels.
+void block_pixels(const float* x, Layout layout, int64_t pixels, int64_t channels, float* blocks,
                   int64_t block_stride) {
   for (int64_t first = 0; first < channels; first += kChannelBlock) {
     const int64_t count = smaller(kChannelBlock, channels - first);
-    const float* from = x + first;
+    const float* from = x + first / kChannelBlock * layout.block;
     float* to = blocks + first / kChannelBlock * block_stride;
     if (count == kChannelBlock) {
-      for (int64_t pixel = 0; pixel < pixels; ++pixel, from += channels, to += kChannelBlock)
+      for (int64_t pixel = 0; pixel < pixels; ++pixel, from += layout.pixel, to += kChannelBlock)
         FASTDW_UNROLL for (int lane = 0; lane < kChannelBlock; lane += Vec::lanes)
           Vec::load(from + lane).store(to + lane);
     } else {
-      for (int64_t pixel = 0; pixel < pixels; ++pixel, from += channels, to += kChannelBlock)
+      for (int64_t pixel = 0; pixel < pixels; ++pixel, from += layout.pixel, to += kChannelBlock)
         for (int64_t lane = 0; lane < count; lane += Vec::lanes)
           Vec::load(from + lane, smaller(Vec::lanes, count - lane)).store(to + lane);
     }

@@ -1,6 +1,7 @@
 // y[n, c] = sum_p x[n, p, c] / pixels, 16 channels at a time.
 #pragma once
 
+#include "kernels/cpu/notes.h"
 #include "kernels/cpu/simd/vec.h"
 
 namespace fastdw {
@@ -31,13 +32,16 @@ void run_global_pool(const GlobalPoolParams& params, int64_t begin, int64_t end,
     const int64_t last = smaller(first + kChannelBlock, params.channels);
     for (int64_t c = first; c < last; c += Vec::lanes) {
       const int64_t count = smaller(Vec::lanes, last - c);
-      const float* x = params.x + image * params.pixels * params.channels + c;
+      const Layout& layout = params.x_layout;
+      const float* x = params.x + image * layout.image + first / kChannelBlock * layout.block + c - first;
       float* y = params.y + image * params.channels + c;
-      const Vec mean = mean_of_pixels(x, params.pixels, params.channels, count);
+      const Vec mean = mean_of_pixels(x, params.pixels, layout.pixel, count);
       count == Vec::lanes ? mean.store(y) : mean.store(y, count);
     }
   }
 }
+
+void describe_global_pool(const GlobalPoolParams&, int64_t, int64_t, const Notes&) {}
 
 }  // namespace
 }  // namespace fastdw

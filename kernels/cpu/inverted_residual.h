@@ -1,26 +1,83 @@
 // y = project(act(depthwise(act(expand(x))))) [+ x], or without expand: MobileNet V2 (arXiv
 // 1801.04381, table 1) and V1 (arXiv 1704.04861, section 3.1) blocks, batch norm folded in.
-// Per band of output rows: the rows of x under it are brought into blocks of 16 channels; each
-// chunk of hidden channels is expanded into a ring [16-channel block][row][column][16] and filtered
-// into [block][pixel][16]; the band is then projected with the full depth.
+// Per band of output rows: each chunk of hidden channels is expanded into a ring
+// [16-channel block][row][column][16] and filtered into [block][pixel][16]; the band is then
+// projected with the full depth. What fills the ring is a template argument: a 1x1 convolution
+// here, a network's stem in stem_block.h.
 #pragma once
 
 #include "kernels/cpu/blocking.h"
 #include "kernels/cpu/depthwise_rows.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/notes.h"
 
 namespace fastdw {
 namespace {
 
-struct InvertedResidual {
+// Rows [from, to) of the hidden tensor, of the blocks [block, last_block): row `from` of `block`
+// goes to `to_row`. The rows lie one after the other, the blocks block_stride apart.
+struct HiddenRows {
+  int64_t from, to, block, last_block;
+  float* to_row;
+  int64_t block_stride;
+};
+
+// Expands rows of x; NHWC rows are brought into blocks of 16 channels first.
+struct PointwiseExpand {
+  const InvertedResidualParams& params;
+  float* input;  // where blocked rows of x go
+  int64_t input_block;
+  const float* x = nullptr;      // of one image
+  const float* first = nullptr;  // row `from` of the rows taken, in blocks
+  int64_t from = 0;
+
+  void begin_image(int64_t image) { x = params.x + image * params.x_layout.image; }
+
+  // The rows that the calls of fill() up to the next take_rows() will ask for.
+  void take_rows(int64_t from_row, int64_t to_row) {
+    const float* rows = x + from_row * params.width * params.x_layout.pixel;
+    from = from_row;
+    first = rows;
+    if (params.x_layout.is_blocked()) return;
+    first = input;
+    block_pixels(rows, params.x_layout, (to_row - from_row) * params.width, params.channels_in,
+                 input, input_block);
+  }
+
+  void fill(const HiddenRows& rows) const {
+    Gemm call{};
+    call.a = first + (rows.from - from) * params.width * kChannelBlock;
+    call.a_block = params.x_layout.is_blocked() ? params.x_layout.block : input_block;
+    call.weights = params.expand;
+    call.depth = params.channels_in;
+    // Whole blocks: the ring is ours.
+    call.channels_out = channel_blocks(params.channels_hidden) * kChannelBlock;
+    call.first_block = rows.block;
+    call.last_block = rows.last_block;
+    call.c = rows.to_row - rows.block * rows.block_stride;
+    call.c_pixel = kChannelBlock;
+    call.c_block = rows.block_stride;
+    call.pixels = (rows.to - rows.from) * params.width;
+    call.activation = params.expand_activation;
+    gemm(call);
+  }
+};
+
+// The block over one expansion. Without expansion (params.has_expand) `expand` is not used.
+template <class Expand>
+struct BlockBands {
   const InvertedResidualParams& params;
   BlockBlocking blocking;
-  float *slab, *filtered, *input;
+  Expand& expand;
+  float *slab, *filtered;
 
-  // Rows [first_row, last_row) of image x; both ends inside one image.
-  void run(const float* x, float* y, int64_t first_row, int64_t last_row) const {
+  // Rows [first_row, last_row) of one image.
+  void run(int64_t image, int64_t first_row, int64_t last_row) const {
     const Window& window = params.window;
-    int64_t expanded = 0;  // rows of x before this one are in the ring, or no longer needed
+    const float* x = params.x + image * params.x_layout.image;
+    float* y = params.y + image * params.y_layout.image;
+    if (params.has_expand) expand.begin_image(image);
+    int64_t expanded = 0;  // rows before this one are in the ring, or no longer needed
     int64_t slot = 0;      // the ring's place of row `oldest`
     int64_t oldest = -1;
     for (int64_t row = first_row; row < last_row; row += blocking.band_rows) {
@@ -29,16 +86,16 @@ struct InvertedResidual {
       const int64_t from = larger(0, smaller(top, params.height));
       const int64_t to = larger(from, smaller(params.height, top + rows_under(window, rows)));
       if (oldest < 0) {
-        oldest = expanded = from;
+        expanded = from;
       } else {
         slot = (slot + from - oldest) % blocking.ring_rows;
-        oldest = from;
+        expanded = larger(expanded, from);
       }
-      expanded = larger(expanded, from);
-      if (params.has_expand) take_input(x, expanded, to);
+      oldest = from;
+      if (params.has_expand) expand.take_rows(expanded, to);
       for (int64_t block = 0; block < hidden_blocks(); block += blocking.chunk_blocks) {
         const int64_t last_block = smaller(block + blocking.chunk_blocks, hidden_blocks());
-        if (params.has_expand) expand(expanded, to, oldest, slot, block, last_block);
+        if (params.has_expand) fill_ring(expanded, to, oldest, slot, block, last_block);
         filter(x, oldest, slot, row, rows, block, last_block);
       }
       expanded = larger(expanded, to);
@@ -47,39 +104,21 @@ struct InvertedResidual {
   }
 
   int64_t hidden_blocks() const { return channel_blocks(params.channels_hidden); }
-  int64_t input_stride() const { return blocking.ring_rows * params.width * kChannelBlock; }
-  int64_t slab_stride() const { return blocking.ring_rows * params.width * kChannelBlock; }
+  int64_t row_floats() const { return params.width * kChannelBlock; }
+  int64_t slab_stride() const { return blocking.ring_rows * row_floats(); }
   // With one band the chunks take turns in the slab.
   float* slab_of(int64_t block) const {
     return slab + block % blocking.slab_blocks * slab_stride();
   }
 
-  void take_input(const float* x, int64_t from, int64_t to) const {
-    const int64_t row = params.width * params.channels_in;
-    block_pixels(x + from * row, (to - from) * params.width, params.channels_in, input,
-                 input_stride());
-  }
-
-  void expand(int64_t from, int64_t to, int64_t oldest, int64_t slot, int64_t block,
-              int64_t last_block) const {
+  void fill_ring(int64_t from, int64_t to, int64_t oldest, int64_t slot, int64_t block,
+                 int64_t last_block) const {
     for (int64_t row = from; row < to;) {  // a run of rows ends where the ring wraps
       int64_t place = slot + row - oldest;
       if (place >= blocking.ring_rows) place -= blocking.ring_rows;
       const int64_t rows = smaller(to - row, blocking.ring_rows - place);
-      Gemm call{};
-      call.a = input + (row - from) * params.width * kChannelBlock;
-      call.a_block = input_stride();
-      call.weights = params.expand;
-      call.depth = params.channels_in;
-      call.channels_out = hidden_blocks() * kChannelBlock;  // whole blocks: the slab is ours
-      call.first_block = block;
-      call.last_block = last_block;
-      call.c = slab_of(block) + place * params.width * kChannelBlock - block * slab_stride();
-      call.c_row = kChannelBlock;
-      call.c_block = slab_stride();
-      call.pixels = rows * params.width;
-      call.activation = params.expand_activation;
-      gemm(call);
+      expand.fill({row, row + rows, block, last_block, slab_of(block) + place * row_floats(),
+                   slab_stride()});
       row += rows;
     }
   }
@@ -87,6 +126,7 @@ struct InvertedResidual {
   void filter(const float* x, int64_t oldest, int64_t slot, int64_t row, int64_t rows,
               int64_t block, int64_t last_block) const {
     const int64_t taps = params.window.kernel_h * params.window.kernel_w * kChannelBlock;
+    const Layout& from = params.x_layout;
     DepthwiseBlock call{};
     call.height = params.height;
     call.width = params.width;
@@ -100,12 +140,11 @@ struct InvertedResidual {
     call.activation = params.depthwise_activation;
     for (; block < last_block; ++block) {
       if (params.has_expand) {
-        call.x = {slab_of(block), params.width * kChannelBlock, kChannelBlock, oldest, slot,
-                  blocking.ring_rows};
+        call.x = {slab_of(block), row_floats(), kChannelBlock, oldest, slot, blocking.ring_rows};
         call.load_channels = kChannelBlock;
       } else {
-        call.x = {x + block * kChannelBlock, params.width * params.channels_hidden,
-                  params.channels_hidden, 0, 0, params.height};
+        call.x = {x + block * from.block, params.width * from.pixel, from.pixel, 0, 0,
+                  params.height};
         call.load_channels =
             smaller(kChannelBlock, params.channels_hidden - block * kChannelBlock);
       }
@@ -117,7 +156,7 @@ struct InvertedResidual {
   }
 
   void project(const float* x, float* y, int64_t row, int64_t rows) const {
-    const int64_t at = row * params.width_out * params.channels_out;
+    const int64_t pixel = row * params.width_out;
     Gemm call{};
     call.a = filtered;
     call.a_block = blocking.band_rows * params.width_out * kChannelBlock;
@@ -125,35 +164,56 @@ struct InvertedResidual {
     call.depth = params.channels_hidden;
     call.channels_out = params.channels_out;
     call.last_block = channel_blocks(params.channels_out);
-    call.residual = params.residual ? x + at : nullptr;
-    call.c = y + at;
-    call.c_row = params.channels_out;
-    call.c_block = kChannelBlock;
+    call.residual = params.residual ? x + pixel * params.x_layout.pixel : nullptr;
+    call.residual_pixel = params.x_layout.pixel;
+    call.residual_block = params.x_layout.block;
+    call.c = y + pixel * params.y_layout.pixel;
+    call.c_pixel = params.y_layout.pixel;
+    call.c_block = params.y_layout.block;
     call.pixels = rows * params.width_out;
     call.activation = params.project_activation;
     gemm(call);
   }
 };
 
-void run_inverted_residual(const InvertedResidualParams& params, int64_t begin, int64_t end,
-                           float* scratch) {
-  const BlockBlocking blocking = block_blocking(params, params.height_out);
-  float* filtered = scratch + blocking.slab_floats;
-  const InvertedResidual block{params, blocking, scratch, filtered,
-                               filtered + blocking.filtered_floats};
-  const int64_t x_image = params.height * params.width * params.channels_in;
-  const int64_t y_image = params.height_out * params.width_out * params.channels_out;
+template <class Expand>
+void run_block_bands(const InvertedResidualParams& params, const BlockBlocking& blocking,
+                     Expand& expand, int64_t begin, int64_t end, float* scratch) {
+  const BlockBands<Expand> bands{params, blocking, expand, scratch,
+                                 scratch + blocking.slab_floats};
   for (int64_t unit = begin; unit < end;) {
     const int64_t image = unit / params.height_out, row = unit % params.height_out;
     const int64_t rows = smaller(end - unit, params.height_out - row);
-    block.run(params.x + image * x_image, params.y + image * y_image, row, row + rows);
+    bands.run(image, row, row + rows);
     unit += rows;
   }
+}
+
+void run_inverted_residual(const InvertedResidualParams& params, int64_t begin, int64_t end,
+                           float* scratch) {
+  const BlockBlocking blocking = block_blocking(params, params.height_out);
+  PointwiseExpand expand{params, scratch + blocking.slab_floats + blocking.filtered_floats,
+                         blocking.ring_rows * params.width * kChannelBlock};
+  run_block_bands(params, blocking, expand, begin, end, scratch);
 }
 
 int64_t inverted_residual_scratch(const InvertedResidualParams& params) {
   const BlockBlocking blocking = block_blocking(params, params.height_out);
   return blocking.slab_floats + blocking.filtered_floats + blocking.input_floats;
+}
+
+void describe_inverted_residual(const InvertedResidualParams& params, int64_t, int64_t,
+                                const Notes& notes) {
+  const BlockBlocking blocking = block_blocking(params, params.height_out);
+  notes.add(notes.to, "band_rows", blocking.band_rows);
+  notes.add(notes.to, "ring_rows", blocking.ring_rows);
+  notes.add(notes.to, "chunk_channels", blocking.chunk_blocks * kChannelBlock);
+  notes.add(notes.to, "slab_channels", blocking.slab_blocks * kChannelBlock);
+  notes.add(notes.to, "tile_pixels", kTileRows);
+  notes.add(notes.to, "tile_channels", kTileBlocks * kChannelBlock);
+  notes.add(notes.to, "input_floats", blocking.input_floats);
+  notes.add(notes.to, "slab_floats", blocking.slab_floats);
+  notes.add(notes.to, "filtered_floats", blocking.filtered_floats);
 }
 
 }  // namespace

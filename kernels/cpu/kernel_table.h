@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/notes.h"
 #include "kernels/params.h"
 
 namespace fastdw {
@@ -13,6 +14,8 @@ struct Kernel {
   // content, any alignment, not shared with another running call.
   void (*run)(const Params& params, int64_t begin, int64_t end, float* scratch);
   int64_t (*scratch_floats)(const Params& params);
+  // Notes how run() would cut the units [begin, end); reads no memory that params points to.
+  void (*describe)(const Params& params, int64_t begin, int64_t end, const Notes& notes);
 };
 
 struct KernelTable {

@@ -1,10 +1,11 @@
 // y[p, o] = act(bias[o] + sum_c w[o][c] x[p, c]) + residual[p, o]: a matrix product over pixels.
-// A stretch of pixels is brought into blocks of 16 channels, then met by one panel of weights after
-// the other.
+// A stretch of NHWC pixels is brought into blocks of 16 channels, then met by one panel of weights
+// after the other; blocked pixels are read where they are.
 #pragma once
 
 #include "kernels/cpu/blocking.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/notes.h"
 
 namespace fastdw {
 namespace {
@@ -16,33 +17,56 @@ FASTDW_INLINE int64_t stretch_pixels(const PointwiseParams& params) {
 }
 
 int64_t pointwise_conv_scratch(const PointwiseParams& params) {
+  if (params.x_layout.is_blocked()) return 0;
   return channel_blocks(params.channels_in) * kChannelBlock * stretch_pixels(params);
+}
+
+// Pixels [pixel, pixel + pixels) of one image.
+void pointwise_stretch(const PointwiseParams& params, int64_t image, int64_t pixel, int64_t pixels,
+                       float* scratch) {
+  const Layout &from = params.x_layout, &to = params.y_layout, &added = params.residual_layout;
+  const float* x = params.x + image * from.image + pixel * from.pixel;
+  Gemm call{};
+  call.a = x;
+  call.a_block = from.block;
+  if (!from.is_blocked()) {
+    call.a = scratch;
+    call.a_block = pixels * kChannelBlock;
+    block_pixels(x, from, pixels, params.channels_in, scratch, call.a_block);
+  }
+  call.weights = params.weights;
+  call.depth = params.channels_in;
+  call.channels_out = params.channels_out;
+  call.last_block = channel_blocks(params.channels_out);
+  if (params.residual != nullptr)
+    call.residual = params.residual + image * added.image + pixel * added.pixel;
+  call.residual_pixel = added.pixel;
+  call.residual_block = added.block;
+  call.c = params.y + image * to.image + pixel * to.pixel;
+  call.c_pixel = to.pixel;
+  call.c_block = to.block;
+  call.pixels = pixels;
+  call.activation = params.activation;
+  gemm(call);
 }
 
 void run_pointwise_conv(const PointwiseParams& params, int64_t begin, int64_t end,
                         float* scratch) {
   const int64_t stretch = stretch_pixels(params);
-  for (int64_t pixel = begin; pixel < end; pixel += stretch) {
-    const int64_t pixels = smaller(stretch, end - pixel);
-    const int64_t a_block = pixels * kChannelBlock;
-    block_pixels(params.x + pixel * params.channels_in, pixels, params.channels_in, scratch,
-                 a_block);
-    Gemm call{};
-    call.a = scratch;
-    call.a_block = a_block;
-    call.weights = params.weights;
-    call.depth = params.channels_in;
-    call.channels_out = params.channels_out;
-    call.last_block = channel_blocks(params.channels_out);
-    call.residual =
-        params.residual != nullptr ? params.residual + pixel * params.channels_out : nullptr;
-    call.c = params.y + pixel * params.channels_out;
-    call.c_row = params.channels_out;
-    call.c_block = kChannelBlock;
-    call.pixels = pixels;
-    call.activation = params.activation;
-    gemm(call);
+  for (int64_t unit = begin; unit < end;) {
+    const int64_t image = unit / params.pixels, pixel = unit % params.pixels;
+    const int64_t pixels = smaller(stretch, smaller(end - unit, params.pixels - pixel));
+    pointwise_stretch(params, image, pixel, pixels, scratch);
+    unit += pixels;
   }
+}
+
+void describe_pointwise_conv(const PointwiseParams& params, int64_t, int64_t,
+                             const Notes& notes) {
+  notes.add(notes.to, "stretch_pixels", stretch_pixels(params));
+  notes.add(notes.to, "tile_pixels", kTileRows);
+  notes.add(notes.to, "tile_channels", kTileBlocks * kChannelBlock);
+  notes.add(notes.to, "input_floats", pointwise_conv_scratch(params));
 }
 
 }  // namespace

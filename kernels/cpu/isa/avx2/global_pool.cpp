@@ -5,5 +5,6 @@
 
 namespace fastdw::avx2 {
 extern const Kernel<GlobalPoolParams> global_pool_kernel;
-const Kernel<GlobalPoolParams> global_pool_kernel{run_global_pool, global_pool_scratch};
+const Kernel<GlobalPoolParams> global_pool_kernel{run_global_pool, global_pool_scratch,
+                                                  describe_global_pool};
 }  // namespace fastdw::avx2

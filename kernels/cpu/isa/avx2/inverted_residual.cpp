@@ -5,5 +5,6 @@
 
 namespace fastdw::avx2 {
 extern const Kernel<InvertedResidualParams> inverted_residual_kernel;
-const Kernel<InvertedResidualParams> inverted_residual_kernel{run_inverted_residual, inverted_residual_scratch};
+const Kernel<InvertedResidualParams> inverted_residual_kernel{
+    run_inverted_residual, inverted_residual_scratch, describe_inverted_residual};
 }  // namespace fastdw::avx2

@@ -5,5 +5,6 @@
 
 namespace fastdw::avx2 {
 extern const Kernel<PointwiseParams> pointwise_conv_kernel;
-const Kernel<PointwiseParams> pointwise_conv_kernel{run_pointwise_conv, pointwise_conv_scratch};
+const Kernel<PointwiseParams> pointwise_conv_kernel{run_pointwise_conv, pointwise_conv_scratch,
+                                                    describe_pointwise_conv};
 }  // namespace fastdw::avx2

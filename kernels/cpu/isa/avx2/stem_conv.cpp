@@ -5,5 +5,5 @@
 
 namespace fastdw::avx2 {
 extern const Kernel<StemParams> stem_conv_kernel;
-const Kernel<StemParams> stem_conv_kernel{run_stem_conv, stem_conv_scratch};
+const Kernel<StemParams> stem_conv_kernel{run_stem_conv, stem_conv_scratch, describe_stem_conv};
 }  // namespace fastdw::avx2

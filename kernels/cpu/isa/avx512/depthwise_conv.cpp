@@ -5,5 +5,6 @@
 
 namespace fastdw::avx512 {
 extern const Kernel<DepthwiseParams> depthwise_conv_kernel;
-const Kernel<DepthwiseParams> depthwise_conv_kernel{run_depthwise_conv, depthwise_conv_scratch};
+const Kernel<DepthwiseParams> depthwise_conv_kernel{run_depthwise_conv, depthwise_conv_scratch,
+                                                    describe_depthwise_conv};
 }  // namespace fastdw::avx512

@@ -5,5 +5,5 @@
 
 namespace fastdw::avx512 {
 extern const Kernel<LinearParams> linear_kernel;
-const Kernel<LinearParams> linear_kernel{run_linear, linear_scratch};
+const Kernel<LinearParams> linear_kernel{run_linear, linear_scratch, describe_linear};
 }  // namespace fastdw::avx512

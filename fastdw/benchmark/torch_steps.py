@@ -1,0 +1,109 @@
+"""The steps of a planned network, run by torch's own layers: what each step is compared with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdw.geometry import resolve_padding
+from fastdw.nn.units import ConvUnit, Unit
+from fastdw.ops.program import Step
+from fastdw.plan.record import Recording
+
+# In place, as the networks write them: no fresh memory for the result.
+_IN_PLACE: dict[str, Callable[..., Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "silu": F.silu,
+}
+StepKey = tuple[int, str]  # which step of the program, and "global_pool" or its op
+
+
+def convolve(unit: ConvUnit, x: Tensor) -> Tensor:
+    """Convolution, batch norm and activation as three layers."""
+    conv = unit.conv
+    bn: Any = unit.bn
+    left, right, top, bottom = resolve_padding(
+        unit.raw_padding, unit.kernel_size, unit.stride, unit.dilation, x.shape[2:]
+    )
+    padding = (top, left)
+    if (left, top) != (right, bottom):
+        x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+    y = F.conv2d(x, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
+    if bn is not None:
+        y = F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+    function = _IN_PLACE.get(unit.activation)
+    return y if function is None else function(y, inplace=True)
+
+
+class TorchSteps:
+    """Runs a recording step by step, eagerly, in the memory format of its weights.
+
+    A value is given back after its last reader, as in a module's forward.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        program = recording.program
+        self._outputs = program.outputs
+        self._steps = list(zip(program.steps, recording.units, strict=True))
+        last_reader: dict[str, int] = {}
+        for index, step in enumerate(program.steps):
+            last_reader |= dict.fromkeys(_reads(step), index)
+        self._dead_after: list[list[str]] = [[] for _ in program.steps]
+        for value, index in last_reader.items():
+            if value not in program.outputs:
+                self._dead_after[index].append(value)
+
+    def run(self, x: Tensor) -> tuple[list[Tensor], dict[StepKey, float]]:
+        """The outputs, and the seconds of each step."""
+        values = {"x": x}
+        seconds: dict[StepKey, float] = {}
+        for index, (step, units) in enumerate(self._steps):
+            begin = time.perf_counter()
+            y = values[step.input]
+            if step.op == "global_pool" or (step.op == "classifier_head" and y.dim() == 4):
+                y = F.adaptive_avg_pool2d(y, 1).flatten(1)
+                pooled = time.perf_counter()
+                seconds[index, "global_pool"], begin = pooled - begin, pooled
+            if step.op != "global_pool":
+                y = self._layers(step, units, y, values)
+            values[step.output] = y
+            del y
+            for value in self._dead_after[index]:
+                del values[value]
+            if step.op != "global_pool":
+                seconds[index, step.op] = time.perf_counter() - begin
+        return [values[name] for name in self._outputs], seconds
+
+    def _layers(
+        self, step: Step, units: tuple[Unit, ...], y: Tensor, values: dict[str, Tensor]
+    ) -> Tensor:
+        for unit in units:
+            if isinstance(unit, ConvUnit):
+                y = convolve(unit, y)
+            else:
+                y = F.linear(y, unit.linear.weight, unit.linear.bias)
+        if step.op == "inverted_residual" and step.residual == "1":
+            y += values[step.input]
+        elif step.op == "pointwise_conv" and step.residual != "-":
+            y += values[step.residual]
+        return y
+
+
+def _reads(step: Step) -> list[str]:
+    adds = step.op == "pointwise_conv" and step.residual != "-"
+    return [step.input, step.residual] if adds else [step.input]
+
+
+def relative_error(outputs: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference over the largest expected value, of the worst output."""
+    errors = [
+        ((a - b).abs().max() / b.abs().max()).item() for a, b in zip(outputs, expected, strict=True)
+    ]
+    return max(errors) if not any(torch.tensor(errors).isnan()) else float("nan")
