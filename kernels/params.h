@@ -76,7 +76,11 @@ struct PointwiseParams {
   int64_t batch, pixels, channels_in, channels_out;
   Activation activation;
 
-  int64_t units() const { return batch * pixels; }  // one unit: one pixel
+  // With more output channels than pixels the weights are the larger part: they are split.
+  bool splits_channels() const { return channels_out > pixels; }
+  int64_t units() const {  // one unit: one pixel, or 16 output channels, of an image
+    return batch * (splits_channels() ? channel_blocks(channels_out) : pixels);
+  }
 };
 
 // Dense convolution of few input channels. x is read as the user holds it: planes (NCHW) or

@@ -21,43 +21,55 @@ int64_t pointwise_conv_scratch(const PointwiseParams& params) {
   return channel_blocks(params.channels_in) * kChannelBlock * stretch_pixels(params);
 }
 
-// Pixels [pixel, pixel + pixels) of one image.
-void pointwise_stretch(const PointwiseParams& params, int64_t image, int64_t pixel, int64_t pixels,
-                       float* scratch) {
+// A rectangle of the result: pixels of one image by blocks of 16 output channels.
+struct PointwisePart {
+  int64_t image, first_pixel, last_pixel, first_block, last_block;
+};
+
+void pointwise_part(const PointwiseParams& params, const PointwisePart& part, float* scratch) {
   const Layout &from = params.x_layout, &to = params.y_layout, &added = params.residual_layout;
-  const float* x = params.x + image * from.image + pixel * from.pixel;
-  Gemm call{};
-  call.a = x;
-  call.a_block = from.block;
-  if (!from.is_blocked()) {
-    call.a = scratch;
-    call.a_block = pixels * kChannelBlock;
-    block_pixels(x, from, pixels, params.channels_in, scratch, call.a_block);
+  const int64_t stretch = stretch_pixels(params);
+  for (int64_t pixel = part.first_pixel; pixel < part.last_pixel; pixel += stretch) {
+    const int64_t pixels = smaller(stretch, part.last_pixel - pixel);
+    const float* x = params.x + part.image * from.image + pixel * from.pixel;
+    Gemm call{};
+    call.a = x;
+    call.a_block = from.block;
+    if (!from.is_blocked()) {
+      call.a = scratch;
+      call.a_block = pixels * kChannelBlock;
+      block_pixels(x, from, pixels, params.channels_in, scratch, call.a_block);
+    }
+    call.weights = params.weights;
+    call.depth = params.channels_in;
+    call.channels_out = params.channels_out;
+    call.first_block = part.first_block;
+    call.last_block = part.last_block;
+    if (params.residual != nullptr)
+      call.residual = params.residual + part.image * added.image + pixel * added.pixel;
+    call.residual_pixel = added.pixel;
+    call.residual_block = added.block;
+    call.c = params.y + part.image * to.image + pixel * to.pixel;
+    call.c_pixel = to.pixel;
+    call.c_block = to.block;
+    call.pixels = pixels;
+    call.activation = params.activation;
+    gemm(call);
   }
-  call.weights = params.weights;
-  call.depth = params.channels_in;
-  call.channels_out = params.channels_out;
-  call.last_block = channel_blocks(params.channels_out);
-  if (params.residual != nullptr)
-    call.residual = params.residual + image * added.image + pixel * added.pixel;
-  call.residual_pixel = added.pixel;
-  call.residual_block = added.block;
-  call.c = params.y + image * to.image + pixel * to.pixel;
-  call.c_pixel = to.pixel;
-  call.c_block = to.block;
-  call.pixels = pixels;
-  call.activation = params.activation;
-  gemm(call);
 }
 
 void run_pointwise_conv(const PointwiseParams& params, int64_t begin, int64_t end,
                         float* scratch) {
-  const int64_t stretch = stretch_pixels(params);
+  const int64_t blocks = channel_blocks(params.channels_out);
+  const int64_t units = params.splits_channels() ? blocks : params.pixels;  // of an image
   for (int64_t unit = begin; unit < end;) {
-    const int64_t image = unit / params.pixels, pixel = unit % params.pixels;
-    const int64_t pixels = smaller(stretch, smaller(end - unit, params.pixels - pixel));
-    pointwise_stretch(params, image, pixel, pixels, scratch);
-    unit += pixels;
+    const int64_t image = unit / units, first = unit % units;
+    const int64_t last = smaller(first + end - unit, units);
+    if (params.splits_channels())
+      pointwise_part(params, {image, 0, params.pixels, first, last}, scratch);
+    else
+      pointwise_part(params, {image, first, last, 0, blocks}, scratch);
+    unit += last - first;
   }
 }
 
