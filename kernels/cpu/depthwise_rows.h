@@ -328,22 +328,26 @@ void any_window_row(const DepthwiseBlock& block, int64_t row, int64_t lane, Clam
   constexpr int columns = 8;
   const Window& window = block.window;
   const int64_t span = (window.kernel_w - 1) * window.dilation_w;
-  int64_t q = 0;
-  while (q < block.width_out) {
-    const int64_t left = q * window.stride_w - window.pad_left;
-    const int64_t right = left + (columns - 1) * window.stride_w + span;
-    if (left >= 0 && right < block.width && q + columns <= block.width_out) {
-      inner_columns<columns, Lanes>(block, row, q, lane, bounds);
-      q += columns;
-      continue;
+  // Outputs [begin, end) see columns inside the image only.
+  const int64_t room = block.width - 1 - span + window.pad_left;
+  const int64_t begin = smaller(ceil_div(window.pad_left, window.stride_w), block.width_out);
+  const int64_t end =
+      larger(begin, room < 0 ? 0 : smaller(room / window.stride_w + 1, block.width_out));
+  const int64_t in_tiles = end - begin >= columns ? end : begin;
+  for (int64_t q = begin; q < in_tiles; q += columns)  // the last tile overlaps
+    inner_columns<columns, Lanes>(block, row, smaller(q, end - columns), lane, bounds);
+  const auto one_by_one = [&](int64_t from, int64_t to) {
+    for (int64_t q = from; q < to; ++q) {
+      const int64_t left = q * window.stride_w - window.pad_left;
+      const int64_t first_tap = left < 0 ? ceil_div(-left, window.dilation_w) : 0;
+      const int64_t inside =
+          left < block.width ? (block.width - 1 - left) / window.dilation_w + 1 : 0;
+      accumulate_columns<1, Lanes>(block, row, q, first_tap, smaller(inside, window.kernel_w),
+                                   lane, bounds);
     }
-    const int64_t first_tap = left < 0 ? ceil_div(-left, window.dilation_w) : 0;
-    const int64_t inside =
-        left < block.width ? (block.width - 1 - left) / window.dilation_w + 1 : 0;
-    accumulate_columns<1, Lanes>(block, row, q, first_tap, smaller(inside, window.kernel_w), lane,
-                                 bounds);
-    ++q;
-  }
+  };
+  one_by_one(0, begin);
+  one_by_one(in_tiles, block.width_out);
 }
 
 template <class Lanes>
