@@ -1,6 +1,6 @@
-// What a kernel is given: plain pointers and sizes, no torch. Sizes count elements; where images lie
-// is told by a Layout: as the user holds them (NHWC), or in blocks of 16 channels between the steps
-// of a network.
+// What a kernel is given: plain pointers and sizes, no torch. Sizes count elements. A Layout tells
+// where an image lies: as the user holds it (NHWC), or, between the steps of a network, in blocks of
+// 16 channels.
 // Packed weights hold the output channels in blocks of 16, the same for every instruction set, with
 // the batch-norm scale already multiplied in; see kernels/README.md for a drawing.
 #pragma once
@@ -19,7 +19,8 @@ constexpr int64_t channel_blocks(int64_t channels) {
 struct Layout {
   int64_t pixel, block, image;
 
-  // Every pixel's block of 16 channels lies next to the next pixel's: what the matrix product reads.
+  // The 16 channels of a pixel lie next to those of the next pixel, as the matrix product reads
+  // them; so do NHWC images of 16 channels.
   constexpr bool is_blocked() const { return pixel == kChannelBlock; }
 };
 
@@ -118,7 +119,8 @@ struct InvertedResidualParams {
 };
 
 // A stem whose result only a block without expansion reads: the stem's rows take the place of the
-// expanded ones and never leave the cache. stem.y, stem.y_layout, block.x, block.x_layout: unused.
+// expanded ones and never leave the cache. Unused: stem.y, stem.y_layout, block.x; block.has_expand
+// is true, block.x_layout blocked.
 struct StemBlockParams {
   StemParams stem;
   InvertedResidualParams block;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,54 @@ def test_values(isa: str, shape: tuple[int, ...], count: int, threads: Threads) 
     assert_near(outputs, net.expected(x))
     assert outputs[1].is_contiguous(memory_format=torch.channels_last)
     assert [output.dim() for output in outputs] == [2, 4, 2]
+
+
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize("act", ["relu6", "silu"])
+@pytest.mark.parametrize(
+    "size,channels,stem,block",
+    [
+        ((9, 11), 5, {}, {}),
+        ((3, 3), 16, {"stride": (3, 3)}, {}),  # one column
+        ((31, 57), 17, {"kernel": (5, 5), "padding": (2, 2, 2, 2)}, {"stride": (2, 2)}),
+        ((40, 30), 33, {"stride": (1, 1)}, {"kernel": (5, 5), "padding": (2, 2, 2, 2)}),
+        ((29, 43), 48, {"kernel": (7, 7), "padding": (6, 0, 0, 6)}, {"dilation": (2, 2)}),
+        ((224, 192), 32, {}, {}),  # several bands
+    ],
+)
+def test_stem_and_block_in_one_pass(
+    isa: str,
+    size: tuple[int, int],
+    channels: int,
+    stem: dict[str, Any],
+    block: dict[str, Any],
+    act: str,
+    threads: Threads,
+) -> None:
+    net = NetworkBuilder()
+    net.outputs = [net.separable(net.stem("x", channels, act, **stem), 24, **block)]
+    for count, layout in ((1, torch.contiguous_format), (3, torch.channels_last)):
+        threads(count)
+        x = torch.randn(2, 3, *size).contiguous(memory_format=layout)
+        assert_near(planned_network(x, net.packed(), net.program()), net.expected(x))
+
+
+@pytest.mark.parametrize("kept", ["output", "read twice"])
+def test_a_stem_that_others_read_too_is_written(kept: str) -> None:
+    net = NetworkBuilder()
+    stem = net.stem("x", 20)
+    block = net.inverted_residual(stem, 20, expansion=1)
+    last = net.pointwise(block, 20, residual=stem) if kept == "read twice" else block
+    net.outputs = [last, stem] if kept == "output" else [last]
+    x = torch.randn(2, 3, 30, 30)
+    assert_near(planned_network(x, net.packed(), net.program()), net.expected(x))
+
+
+def test_a_stem_far_apart_takes_no_memory_for_it() -> None:
+    net = NetworkBuilder()
+    net.outputs = [net.stem("x", 8, stride=(10**8, 10**8))]
+    x = torch.randn(1, 3, 9, 9)
+    assert_near(planned_network(x, net.packed(), net.program()), net.expected(x))
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "expanded"])

@@ -1,4 +1,5 @@
 // A whole network as one call, and the same call with the time of every step.
+#include <atomic>
 #include <cstring>
 
 #include "csrc/cpu/network_call.h"
@@ -25,12 +26,15 @@ void check_plan_header(const Tensor& packed, const NetworkPlan& plan) {
                " steps, got ", header.steps);
 }
 
-// Once a thread and buffer; a thread runs few networks by turns.
+// Once for each of the latest buffers: advice may cost a copy of the weights.
 void prefer_huge_pages_once(const Tensor& weights) {
-  thread_local const void* latest = nullptr;
+  constexpr unsigned kRemembered = 16;
+  static std::atomic<const void*> advised[kRemembered];
+  static std::atomic<unsigned> next{0};
   const void* data = weights.const_data_ptr();
-  if (data == latest) return;
-  latest = data;
+  for (const auto& known : advised)
+    if (known.load(std::memory_order_relaxed) == data) return;
+  advised[next.fetch_add(1) % kRemembered].store(data, std::memory_order_relaxed);
   prefer_huge_pages(data, weights.numel());
 }
 

@@ -21,7 +21,8 @@ void spread_channels(const DepthwiseParams& params, const float* x, int64_t firs
                      int64_t channels, float* row) {
   for (int64_t lane = 0; lane < channels; ++lane) {
     const int64_t channel = (first_channel + lane) / params.multiplier;
-    const float* from = x + channel / kChannelBlock * params.x_layout.block + channel % kChannelBlock;
+    const int64_t block = channel / kChannelBlock, lane_in = channel % kChannelBlock;
+    const float* from = x + block * params.x_layout.block + lane_in;
     for (int64_t column = 0; column < params.width; ++column, from += params.x_layout.pixel)
       row[column * kChannelBlock + lane] = *from;
   }

@@ -33,7 +33,8 @@ void run_global_pool(const GlobalPoolParams& params, int64_t begin, int64_t end,
     for (int64_t c = first; c < last; c += Vec::lanes) {
       const int64_t count = smaller(Vec::lanes, last - c);
       const Layout& layout = params.x_layout;
-      const float* x = params.x + image * layout.image + first / kChannelBlock * layout.block + c - first;
+      const float* x = params.x + image * layout.image + c - first;
+      x += first / kChannelBlock * layout.block;
       float* y = params.y + image * params.channels + c;
       const Vec mean = mean_of_pixels(x, params.pixels, layout.pixel, count);
       count == Vec::lanes ? mean.store(y) : mean.store(y, count);

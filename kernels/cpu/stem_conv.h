@@ -27,7 +27,7 @@ struct StemSegments {
       : inner(params.channels_last ? params.channels_in : 1),
         planes(params.channels_last ? 1 : params.channels_in),
         count(planes * params.window.kernel_h),
-        step(params.window.stride_w * inner),
+        step(params.width_out > 1 ? params.window.stride_w * inner : 0),
         tile_floats((kTileRows - 1) * step + params.window.kernel_w * inner),
         row_floats(params.width * inner) {}
 };
@@ -143,7 +143,7 @@ struct StemConv {
     const int64_t left = params.window.pad_left * segments.inner;
     tile.columns = smaller(kTileRows, params.width_out);
     for (int64_t next = 0; next < params.width_out; next += kTileRows) {
-      const int64_t column = smaller(next, params.width_out - tile.columns);  // the last one overlaps
+      const int64_t column = smaller(next, params.width_out - tile.columns);  // the last overlaps
       tile.offset = column * segments.step - left;
       tile.segments = rows;
       const bool reads_inside = all_inside && tile.offset >= 0 &&
