@@ -54,10 +54,14 @@ def test_the_sums_stay_in_registers(isa: str, register: str) -> None:
     assert not [line for line in fused if "(" in line], "an operand from memory"
 
 
-def test_a_small_buffer_is_read_faster_than_a_large_one(isa: str) -> None:
-    small = ops.measure_bandwidth(1, 16 << 10, 0.02).max()
-    large = ops.measure_bandwidth(1, 64 << 20, 0.02).max()
-    assert small > 1.3 * large > 0
+@pytest.mark.skipif(SANITIZED, reason="an instrumented library")
+@pytest.mark.usefixtures("isa")
+def test_a_small_buffer_is_read_faster_than_a_large_one() -> None:
+    ratios = []
+    for _ in range(5):  # other processes may have the core for a while
+        small = ops.measure_bandwidth(1, 16 << 10, 0.02).max()
+        ratios.append((small / ops.measure_bandwidth(1, 64 << 20, 0.02).max()).item())
+    assert max(ratios) > 1.3
 
 
 def test_more_threads_than_cores_are_possible() -> None:
