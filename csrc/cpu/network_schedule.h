@@ -1,6 +1,7 @@
 // How a call of a planned network is cut over the threads, and what memory that takes. Every worker
-// takes whole images while there are enough; the images that are left, or a small batch, are split
-// by rows, step by step. Linear layers run once per batch.
+// takes whole images while there are enough; the images that are left, or a small batch, are shared
+// step by step: by rows, pixels or channels, as each kernel counts its units. Linear layers run
+// once per batch.
 #pragma once
 
 #include <type_traits>

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from fastdw.benchmark.explanation import peak_memory_bytes
 from fastdw.benchmark.peak import PeakProcess
 from fastdw.benchmark.processes import ProviderFailed, ProviderProcess, Work
 from fastdw.benchmark.providers import Provider
+from fastdw.benchmark.providers.plain_torch import plain
 from fastdw.benchmark.timing import SLOT_SECONDS, Timing, interleave
 
 # Largest difference from the float64 network over the largest output. Fifty layers in fp32 stay
@@ -215,6 +215,6 @@ def calibrate_batch_norm(model: nn.Module, resolution: int) -> None:
 
 def float64_output(model: nn.Module, x: Tensor) -> np.ndarray:
     """The truth, a few images at a time: float64 activations of a whole batch are large."""
-    wide = copy.deepcopy(model).double()
+    wide = plain(model).double()
     with torch.no_grad():
         return torch.cat([wide(part.double()) for part in x.split(4)]).numpy()

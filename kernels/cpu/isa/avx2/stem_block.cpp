@@ -5,5 +5,6 @@
 
 namespace fastdw::avx2 {
 extern const Kernel<StemBlockParams> stem_block_kernel;
-const Kernel<StemBlockParams> stem_block_kernel{run_stem_block, stem_block_scratch, describe_stem_block};
+const Kernel<StemBlockParams> stem_block_kernel{run_stem_block, stem_block_scratch,
+                                                describe_stem_block};
 }  // namespace fastdw::avx2
