@@ -12,13 +12,16 @@ INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 WRITERS_VENV := .venv-bench
 WRITERS := $(WRITERS_VENV)/.installed
-BUILD_INPUTS := setup.py pyproject.toml MANIFEST.in \
+BUILD_INPUTS := setup.py pyproject.toml MANIFEST.in $(wildcard build_tools/*.py) \
 	$(shell find csrc kernels -type f -not -name '*.md' -not -name '*.pyc')
 
 # Two workers of one thread each; tests about threads ask torch for more themselves.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 WORKERS ?= 2
 SANITIZED := build/sanitize
+
+# The CUDA kernels take nvcc minutes and no test needs the library: make FASTDW_CUDA=1 install.
+export FASTDW_CUDA ?= 0
 
 define PINNED_REQUIREMENTS
 from pathlib import Path
@@ -32,7 +35,7 @@ endef
 export PINNED_REQUIREMENTS
 
 .DELETE_ON_ERROR:
-.PHONY: help venv install demo test test-fast lint test-abi test-sanitize test-large bench bench-env readme clean
+.PHONY: help venv install demo test test-fast lint test-abi test-sanitize test-gpu-host test-large gpu-report bench bench-env readme clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,8 +94,17 @@ test-abi: $(CREATED) ## build under one torch, run under another (own environmen
 test-sanitize: $(INSTALLED) ## the op tests once under AddressSanitizer and UBSan
 	@PYTHON=$(BIN)/python bash tests/sanitize/run.sh $(SANITIZED)
 
+test-gpu-host: $(INSTALLED) ## the CUDA kernels on the host, under AddressSanitizer and UBSan
+	@PYTHON=$(BIN)/python bash tests/cuda_on_host/sanitize.sh
+
 test-large: $(INSTALLED) ## tensors of more than 2^31 elements (a minute, 9 GB of memory)
 	@$(PYTEST) tests/large_tensors.py
+
+gpu-report: $(INSTALLED) ## what the CUDA kernels need and move, without a GPU; into build/gpu_report
+	@echo "== registers, shared memory, occupancy (nvcc, or NVIDIA's wheels)"
+	@$(BIN)/python bench/gpu_resources.py
+	@echo "== bytes moved, counted on the host"
+	@$(BIN)/python bench/gpu_traffic.py --csv build/gpu_report/traffic.csv
 
 bench: $(INSTALLED) ## time fastdw against what is installed; appends to bench/results/<device>/*.csv
 	@$(BIN)/python bench/run_models.py
@@ -120,5 +132,5 @@ readme: $(INSTALLED) ## write the generated tables of README.md
 	@$(BIN)/python -m fastdw.benchmark.readme README.md
 
 clean: ## remove what was built (.venv stays; rm -rf .venv removes that too)
-	rm -rf build dist *.egg-info fastdw/_C.so .pytest_cache .mypy_cache .ruff_cache .hypothesis $(INSTALLED)
+	rm -rf build dist *.egg-info fastdw/_C.so fastdw/_C_cuda.so .pytest_cache .mypy_cache .ruff_cache .hypothesis $(INSTALLED)
 	find fastdw tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,10 @@
-"""Builds fastdw/_C.so: one shared library against torch's stable ABI, without any Python symbol.
+"""Builds fastdw/_C.so, and fastdw/_C_cuda.so where there is an nvcc of the CUDA that torch is built
+for: shared libraries against torch's stable ABI, without any Python symbol.
 
 Each kernels/cpu/isa/<isa>/*.cpp is compiled with the flags of its instruction set, all else for the
 baseline. CXX, CXXFLAGS and LDFLAGS are honoured; MAX_JOBS limits the compilers that run at once.
+FASTDW_CUDA=0 forbids the CUDA library, FASTDW_CUDA=1 requires it; FASTDW_CUDA_ARCH="8.0 9.0" names
+the GPUs to compile for (more take longer); CUDA_HOME names a toolkit. No GPU is needed.
 """
 
 import os
@@ -9,6 +12,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +28,11 @@ if int(setuptools_version.split(".")[0]) < 77:
 from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "build_tools"))
+import cuda_toolkit  # noqa: E402
+
 OBJECTS = ROOT / "build" / "objects"
+CUDA_OBJECTS = ROOT / "build" / "cuda_objects"
 OLDEST_TORCH = (2, 10)
 COMMON_FLAGS = (
     "-O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math "
@@ -71,6 +79,23 @@ def torch_flags() -> tuple[list[str], list[str]]:
     return [*defines, *includes], [f"-L{home / 'lib'}", "-ltorch_cpu"]
 
 
+def find_cuda() -> cuda_toolkit.Toolkit | None:
+    """The toolkit to build the CUDA library with; None with a line that says why."""
+    wish = os.getenv("FASTDW_CUDA", "")
+    if wish == "0":
+        return None
+    torch_flags()  # tells what to do where there is no torch
+    import torch
+
+    try:
+        return cuda_toolkit.toolkit_for(torch.version.cuda)
+    except cuda_toolkit.ToolkitError as reason:
+        if wish:
+            raise SystemExit(f"fastdw: FASTDW_CUDA={wish}, but {reason}") from None
+        print(f"fastdw: no CUDA kernels: {reason}", flush=True)
+        return None
+
+
 def run(command: list[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.stdout:
@@ -91,9 +116,9 @@ def is_current(object_file: Path, stamp: str) -> bool:
     return all(Path(name).exists() and Path(name).stat().st_mtime_ns <= made for name in files)
 
 
-def compile_source(source: Path, command: list[str]) -> Path:
+def compile_source(source: Path, command: list[str], folder: Path) -> Path:
     relative = source.relative_to(ROOT)
-    object_file = OBJECTS / relative.with_suffix(".o")
+    object_file = folder / relative.with_suffix(".o")
     object_file.parent.mkdir(parents=True, exist_ok=True)
     command = [*command, "-MMD", "-MF", str(object_file.with_suffix(".d")), "-c", str(relative)]
     command += ["-o", str(object_file)]
@@ -105,31 +130,70 @@ def compile_source(source: Path, command: list[str]) -> Path:
     return object_file
 
 
-class BuildLibrary(build_ext):
-    """build_ext for a library that Python never imports: torch.ops.load_library opens it."""
+def compile_all(jobs: list[tuple[Path, list[str], Path]]) -> list[Path]:
+    with ThreadPoolExecutor(int(os.getenv("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        return list(pool.map(lambda job: compile_source(*job), jobs))
+
+
+def link(target: Path, objects: list[Path], libraries: list[str]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Linked beside the target and renamed: a process that has the old library open keeps it.
+    unfinished = target.with_suffix(".so.new")
+    command = [*compiler(), "-shared", *map(str, objects), "-o", str(unfinished)]
+    command += ["-Wl,-z,defs", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL", *libraries]
+    run([*command, *shlex.split(os.getenv("LDFLAGS", ""))])
+    os.replace(unfinished, target)
+
+
+class BuildLibraries(build_ext):
+    """build_ext for libraries that Python never imports: torch.ops.load_library opens them."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + ".so"
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.toolkit = find_cuda()
+        if self.toolkit is None:
+            self.extensions = [ext for ext in self.extensions if ext.name != "fastdw._C_cuda"]
+            (ROOT / "fastdw" / "_C_cuda.so").unlink(missing_ok=True)  # it would not fit the new _C
+
     def build_extension(self, ext: Extension) -> None:
         os.chdir(ROOT)
-        base = [*compiler(), *COMMON_FLAGS, f"-I{ROOT}", *shlex.split(os.getenv("CXXFLAGS", ""))]
+        self.base = [*compiler(), *COMMON_FLAGS, f"-I{ROOT}"]
+        self.base += shlex.split(os.getenv("CXXFLAGS", ""))
+        if ext.name == "fastdw._C":
+            self.build_cpu(Path(self.get_ext_fullpath(ext.name)))
+        else:
+            self.build_cuda(Path(self.get_ext_fullpath(ext.name)))
+
+    def build_cpu(self, target: Path) -> None:
         torch_compile, torch_link = torch_flags()
-        jobs = [(path, [*base, *torch_compile]) for path in sorted(ROOT.glob("csrc/**/*.cpp"))]
-        jobs += [(path, base) for path in sorted(ROOT.glob("kernels/cpu/*.cpp"))]
+        sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
+        jobs = [(path, [*self.base, *torch_compile], OBJECTS) for path in sorted(sources)]
+        jobs += [(path, self.base, OBJECTS) for path in sorted(ROOT.glob("kernels/cpu/*.cpp"))]
         for isa, flags in ISA_FLAGS.items():
             sources = sorted(ROOT.glob(f"kernels/cpu/isa/{isa}/*.cpp"))
-            jobs += [(path, [*base, *flags]) for path in sources]
-        with ThreadPoolExecutor(int(os.getenv("MAX_JOBS", os.cpu_count() or 1))) as pool:
-            objects = list(pool.map(lambda job: compile_source(*job), jobs))
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Linked beside the target and renamed: a process that has the old library open keeps it.
-        unfinished = target.with_suffix(".so.new")
-        link = [*compiler(), "-shared", *map(str, objects), "-o", str(unfinished)]
-        link += ["-Wl,-z,defs", "-Wl,--as-needed", *torch_link]
-        run([*link, *shlex.split(os.getenv("LDFLAGS", ""))])
-        os.replace(unfinished, target)
+            jobs += [(path, [*self.base, *flags], OBJECTS) for path in sources]
+        link(target, compile_all(jobs), torch_link)
+
+    def build_cuda(self, target: Path) -> None:
+        toolkit = self.toolkit
+        try:
+            targets = cuda_toolkit.choose_targets(toolkit, os.getenv("FASTDW_CUDA_ARCH"))
+        except cuda_toolkit.ToolkitError as error:
+            raise SystemExit(f"fastdw: {error}") from None
+        torch_compile, torch_link = torch_flags()
+        device = [toolkit.nvcc, *cuda_toolkit.NVCC_FLAGS, *cuda_toolkit.target_flags(targets)]
+        device += ["-Xfatbin=-compress-all", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{ROOT}"]
+        host = [*self.base, *torch_compile, *toolkit.include_flags, "-DUSE_CUDA"]
+        host += ["-DFASTDW_TENSORS_ON_CUDA", f'-DFASTDW_CUDA_TARGETS="{" ".join(targets)}"']
+        shared = [ROOT / "csrc" / name for name in ("aten_fallback.cpp", "network_program.cpp")]
+        sources = [*shared, *sorted(ROOT.glob("csrc/cuda/*.cpp"))]
+        jobs = [(path, device, CUDA_OBJECTS) for path in cuda_toolkit.kernel_sources(ROOT)]
+        jobs += [(path, host, CUDA_OBJECTS) for path in sources]
+        runtime = [*toolkit.library_flags, "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        link(target, compile_all(jobs), [*torch_link, "-ltorch_cuda", *runtime])
 
 
 class AnyPythonWheel(bdist_wheel):
@@ -140,6 +204,6 @@ class AnyPythonWheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[Extension("fastdw._C", sources=[])],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPythonWheel},
+    ext_modules=[Extension("fastdw._C", sources=[]), Extension("fastdw._C_cuda", sources=[])],
+    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPythonWheel},
 )

@@ -34,13 +34,12 @@ Tensor activate(const Tensor& x, const std::string& activation) {
   return x;
 }
 
-}  // namespace
-
 // The dispatcher call takes no Scalar argument, which aten::add has; this is a - (-1) * b.
 Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
 
-Tensor convolve(const Tensor& x, const Convolution& convolution, const IntList& stride,
-                const IntList& padding, const IntList& dilation, int64_t groups) {
+Tensor convolve(const Tensor& x, const Convolution& convolution, const Sliding& sliding,
+                int64_t groups) {
+  const auto& [stride, padding, dilation] = sliding;
   const auto& [weight, scale, bias, activation] = convolution;
   const Sampling sampling =
       sampling_of(x.size(2), x.size(3), weight.size(2), weight.size(3), stride, padding, dilation);
@@ -67,19 +66,55 @@ Tensor convolve(const Tensor& x, const Convolution& convolution, const IntList& 
 }
 
 Tensor convolve_1x1(const Tensor& x, const Convolution& convolution) {
-  return convolve(x, convolution, {1, 1}, {0, 0, 0, 0}, {1, 1}, 1);
-}
-
-Tensor classify(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  const IntList image_dims{2, 3};
-  const Tensor pooled = call("aten::mean", "dim", x, std::optional<IntList>(image_dims), false,
-                             std::optional<ScalarType>());
-  return call("aten::linear", "", pooled, weight, bias);
+  const IntList ones{1, 1}, none{0, 0, 0, 0};
+  return convolve(x, convolution, {ones, none, ones}, 1);
 }
 
 Tensor in_layout(const Tensor& y, bool channels_last) {
   return torch::stable::contiguous(
       y, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+}  // namespace
+
+Tensor depthwise_conv(const Tensor& x, const Convolution& convolution, const Sliding& sliding) {
+  return in_layout(convolve(x, convolution, sliding, x.size(1)),
+                   is_channels_last_result(x, suggests_channels_last(convolution.weight)));
+}
+
+Tensor pointwise_conv(const Tensor& x, const Convolution& convolution,
+                      const OptionalTensor& residual) {
+  const Tensor y = convolve_1x1(x, convolution);
+  return in_layout(residual ? add(y, *residual) : y,
+                   is_channels_last_result(x, suggests_channels_last(convolution.weight)));
+}
+
+Tensor stem_conv(const Tensor& x, const Convolution& convolution, const Sliding& sliding) {
+  return in_layout(convolve(x, convolution, sliding, 1),
+                   is_channels_last_result(x, suggests_channels_last(convolution.weight)));
+}
+
+Tensor block(const Tensor& x, const OptionalConvolution& expand, const Convolution& depthwise,
+             const Convolution& project, const Sliding& sliding, bool residual) {
+  const bool channels_last =
+      is_channels_last_result(x, (expand && suggests_channels_last(expand->weight)) ||
+                                     suggests_channels_last(depthwise.weight) ||
+                                     suggests_channels_last(project.weight));
+  const Tensor expanded = expand ? convolve_1x1(x, *expand) : x;
+  const Tensor hidden = convolve(expanded, depthwise, sliding, depthwise.weight.size(0));
+  const Tensor y = convolve_1x1(hidden, project);
+  FASTDW_CHECK(!residual || shape_of(y) == shape_of(x), "residual: x ", shape_of(x),
+               " and the result ", shape_of(y), " differ in shape");
+  return in_layout(residual ? add(y, x) : y, channels_last);
+}
+
+Tensor classifier_head(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  const IntList image_dims{2, 3};
+  const Tensor pooled = call("aten::mean", "dim", x, std::optional<IntList>(image_dims), false,
+                             std::optional<ScalarType>());
+  const OptionalTensor added =
+      bias ? OptionalTensor(torch::stable::to(*bias, ScalarType::Double)) : std::nullopt;
+  return call("aten::linear", "", pooled, weight, added);
 }
 
 }  // namespace fastdw::aten

@@ -1,37 +1,16 @@
-// The ops of the namespace fastdw: every schema, once, with its CPU implementation, and the control
-// functions that fastdw/native.py calls through ctypes.
+// The ops of the namespace fastdw: every schema (six in csrc/schemas.h), once, with its CPU
+// implementation, and the control functions that fastdw/native.py calls through ctypes.
 #include <torch/csrc/stable/library.h>
 
 #include "csrc/cpu/ops.h"
 #include "csrc/packing.h"
+#include "csrc/schemas.h"
 #include "kernels/cpu/dispatch.h"
 
 #define FASTDW_EXPORT extern "C" __attribute__((visibility("default")))
 
-// Activations are named none, relu, relu6, hardswish or silu. stride and dilation: vertical,
-// horizontal. padding: left, right, top, bottom, or the empty list for TensorFlow's SAME.
 STABLE_TORCH_LIBRARY(fastdw, m) {
-  m.def(
-      "depthwise_conv(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int[] stride, "
-      "int[] padding, int[] dilation, str activation) -> Tensor");
-  m.def(
-      "pointwise_conv(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? residual, "
-      "str activation) -> Tensor");
-  m.def(
-      "stem_conv(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int[] stride, "
-      "int[] padding, str activation) -> Tensor");
-  m.def(
-      "separable_block(Tensor x, Tensor depthwise_weight, Tensor? depthwise_scale, "
-      "Tensor? depthwise_bias, Tensor pointwise_weight, Tensor? pointwise_scale, "
-      "Tensor? pointwise_bias, int[] stride, int[] padding, int[] dilation, "
-      "str depthwise_activation, str pointwise_activation) -> Tensor");
-  m.def(
-      "inverted_residual(Tensor x, Tensor? expand_weight, Tensor? expand_scale, "
-      "Tensor? expand_bias, Tensor depthwise_weight, Tensor? depthwise_scale, "
-      "Tensor? depthwise_bias, Tensor project_weight, Tensor? project_scale, "
-      "Tensor? project_bias, int[] stride, int[] padding, int[] dilation, bool residual, "
-      "str expand_activation, str depthwise_activation, str project_activation) -> Tensor");
-  m.def("classifier_head(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  for (const char* schema : fastdw::kOpSchemas) m.def(schema);
 
   m.def("pack_depthwise_conv(Tensor weight, Tensor? scale, Tensor? bias) -> Tensor");
   m.def("pack_pointwise_conv(Tensor weight, Tensor? scale, Tensor? bias) -> Tensor");
@@ -64,8 +43,6 @@ STABLE_TORCH_LIBRARY(fastdw, m) {
       "int[] stride, int[] padding, int[] dilation, bool residual, str expand_activation, "
       "str depthwise_activation, str project_activation, bool channels_last) -> Tensor");
   m.def("classifier_head_packed(Tensor x, Tensor packed, int channels_out) -> Tensor");
-
-  m.def("planned_network(Tensor x, Tensor packed, str program) -> Tensor[]");
 
   // For fastdw.benchmark: they look at planned networks and at the machine.
   m.def("profile_network(Tensor x, Tensor packed, str program, int runs) -> Tensor");

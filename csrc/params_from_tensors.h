@@ -74,24 +74,27 @@ inline const float* float_data(const Tensor& tensor) {
   return static_cast<const float*>(tensor.const_data_ptr());
 }
 
-// The fp32 NHWC image a kernel writes, handed out in the dtype and layout of the op's result.
+// The NHWC image that a kernel writes in its dtype, handed out in the dtype and layout of the op's
+// result.
 class OutputImages {
  public:
-  OutputImages(const Tensor& x, int64_t channels, int64_t height, int64_t width, bool channels_last)
+  OutputImages(const Tensor& x, int64_t channels, int64_t height, int64_t width, bool channels_last,
+               ScalarType kernel_dtype = ScalarType::Float)
       : dtype_(x.scalar_type()), channels_last_(channels_last) {
     // Of one channel or one pixel both layouts are the same memory, but torch's strides differ.
     const bool nhwc = channels_last || (channels != 1 && height * width != 1);
-    images_ = torch::stable::empty({x.size(0), channels, height, width}, ScalarType::Float,
-                                   std::nullopt, std::nullopt, std::nullopt,
+    images_ = torch::stable::empty({x.size(0), channels, height, width}, kernel_dtype,
+                                   std::nullopt, x.device(), std::nullopt,
                                    nhwc ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   }
 
   int64_t channels() const { return images_.size(1); }
   int64_t numel() const { return images_.numel(); }
-  float* data() const { return static_cast<float*>(images_.mutable_data_ptr()); }
+  void* address() const { return images_.mutable_data_ptr(); }
+  float* data() const { return static_cast<float*>(address()); }
 
   Tensor finish() {
-    if (dtype_ != ScalarType::Float) images_ = torch::stable::to(images_, dtype_);
+    if (dtype_ != images_.scalar_type()) images_ = torch::stable::to(images_, dtype_);
     if (!channels_last_) images_ = torch::stable::contiguous(images_);
     return std::move(images_);
   }

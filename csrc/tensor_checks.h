@@ -68,9 +68,18 @@ inline bool is_half(ScalarType dtype) {
 
 inline const char* dtype_name(ScalarType dtype) { return torch::headeronly::toString(dtype); }
 
-// A strided CPU tensor of real floating point; fp64 only where the caller says so.
+// Where a library's tensors lie; what is compiled into _C_cuda.so defines FASTDW_TENSORS_ON_CUDA.
+#ifdef FASTDW_TENSORS_ON_CUDA
+constexpr const char* kDeviceName = "CUDA";
+inline bool is_on_device(const Tensor& tensor) { return tensor.is_cuda(); }
+#else
+constexpr const char* kDeviceName = "CPU";
+inline bool is_on_device(const Tensor& tensor) { return tensor.is_cpu(); }
+#endif
+
+// A strided tensor of real floating point on the device; fp64 only where the caller says so.
 inline void check_floating(const char* name, const Tensor& tensor, bool allow_double) {
-  FASTDW_CHECK(tensor.is_cpu(), name, ": expected a CPU tensor");
+  FASTDW_CHECK(is_on_device(tensor), name, ": expected a ", kDeviceName, " tensor");
   int32_t layout;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
   FASTDW_CHECK(layout == aoti_torch_layout_strided(), name, ": expected a strided tensor");

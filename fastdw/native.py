@@ -1,7 +1,8 @@
-"""The compiled library: loading it, and choosing the instruction set of its CPU kernels.
+"""The compiled libraries: loading them, and choosing the instruction set of the CPU kernels.
 
-``fastdw/_C.so`` registers ``torch.ops.fastdw.*`` when it is loaded. It holds no Python symbol; what
-is not an op (the instruction set) is called through ctypes.
+``fastdw/_C.so`` registers ``torch.ops.fastdw.*`` when it is loaded, ``fastdw/_C_cuda.so`` the CUDA
+kernels of these ops. They hold no Python symbol; what is not an op (the instruction set) is called
+through ctypes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 __all__ = [
     "active_isa",
     "built_with_torch",
+    "cuda_reason",
+    "cuda_targets",
     "force_isa",
     "isa_names",
     "library_path",
@@ -30,8 +33,12 @@ __all__ = [
 #: Whether load() has succeeded in this process.
 loaded: bool = False
 
+#: Why the CUDA kernels cannot be called in this process, or None.
+cuda_missing: str | None = "fastdw: the library is not loaded"
+
 _lock = threading.Lock()
 _BUILD_COMMAND = "python -m pip install --no-build-isolation -e ."
+_BUILD_CUDA = f"with nvcc in PATH or CUDA_HOME set, run `FASTDW_CUDA=1 {_BUILD_COMMAND}`"
 
 
 def library_path() -> str:
@@ -55,11 +62,13 @@ def library_path() -> str:
 def load() -> None:
     """Load the library and so register ``torch.ops.fastdw.*``; calling it again does nothing.
 
+    The CUDA kernels come too where they are built; if not, ``cuda_missing`` says why.
+
     Raises:
         ImportError: the library is missing or this torch cannot load it; the message holds the
             command that mends it.
     """
-    global loaded
+    global loaded, cuda_missing
     with _lock:
         if loaded:
             return
@@ -72,6 +81,67 @@ def load() -> None:
                 f"fastdw needs torch 2.10 or newer; build it anew with `{_BUILD_COMMAND}`."
             ) from error
         loaded = True
+        cuda_missing = _load_cuda()
+
+
+def _load_cuda() -> str | None:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} comes without CUDA"
+    path = Path(__file__).with_name("_C_cuda.so")
+    if not path.exists():
+        return f"fastdw was built without CUDA kernels: {_BUILD_CUDA}"
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        return f"{path.name} does not load ({error}): {_BUILD_CUDA}"
+    library = _cuda_library()
+    built = library.fastdw_cuda_version() // 1000
+    if torch.version.cuda.split(".")[0] != str(built):
+        return (
+            f"the CUDA kernels are built with CUDA {built}, torch with {torch.version.cuda}: "
+            f"{_BUILD_CUDA}"
+        )
+    library.fastdw_cuda_set_tf32_question(_tf32_is_allowed)
+    return None
+
+
+@functools.cache
+def _cuda_library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(Path(__file__).with_name("_C_cuda.so")))
+    library.fastdw_cuda_targets.restype = ctypes.c_char_p
+    return library
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int)
+def _tf32_is_allowed() -> int:
+    """What ``torch.backends`` says of fp32 convolutions; the kernels ask at every call."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+def cuda_targets() -> list[str]:
+    """The GPU architectures with machine code in the CUDA library, ascending: 8.0, 8.6, ...
+
+    Other GPUs from 8.0 on compile its PTX when they first run it. Empty without the library.
+    """
+    if cuda_missing is not None:
+        return []
+    names: bytes = _cuda_library().fastdw_cuda_targets()
+    return names.decode().split()
+
+
+@torch.compiler.assume_constant_result
+def cuda_reason(device_index: int | None = None) -> str | None:
+    """Why the CUDA kernels cannot run on this GPU (None: the current one), or None if they can."""
+    if cuda_missing is not None or not torch.cuda.is_available():
+        return cuda_missing
+    return _refusal_of(*torch.cuda.get_device_capability(device_index))
+
+
+@functools.cache
+def _refusal_of(major: int, minor: int) -> str | None:
+    if major >= 8:
+        return None
+    return f"the CUDA kernels need compute capability 8.0 or newer, this GPU has {major}.{minor}"
 
 
 @functools.cache

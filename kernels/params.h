@@ -114,8 +114,26 @@ struct InvertedResidualParams {
   int64_t batch, height, width, channels_in, channels_hidden, channels_out, height_out, width_out;
   Window window;
   Activation expand_activation, depthwise_activation, project_activation;
+  // How the block is cut: output rows of a band, hidden blocks expanded before they are filtered;
+  // 0: as cpu/blocking.h chooses.
+  int64_t band_rows = 0, chunk_blocks = 0;
+  // With more than one share each takes its hidden channels through the block, over all rows, and
+  // leaves its summand of the projection in partial_sums: [batch][share], images as y_layout of
+  // blocks has them. HiddenShareSumParams adds them up.
+  int64_t hidden_shares = 1;
+  float* partial_sums = nullptr;
 
-  int64_t units() const { return batch * height_out; }  // one unit: one output row
+  // One unit: one output row, of one share.
+  int64_t units() const { return batch * hidden_shares * height_out; }
+};
+
+// y = act(sum of the shares' partial sums) [+ x]
+struct HiddenShareSumParams {
+  InvertedResidualParams block;
+
+  int64_t units() const {  // one unit: 16 output channels of an image
+    return block.batch * channel_blocks(block.channels_out);
+  }
 };
 
 // A stem whose result only a block without expansion reads: the stem's rows take the place of the

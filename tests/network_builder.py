@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -101,8 +102,8 @@ class NetworkBuilder:
         window = {**_DEPTHWISE, **window}
         channels_in = self.channels[source]
         depthwise = self.weights(channels_in, 1, *window["kernel"])
-        pointwise = self.weights(channels, channels_in, 1, 1)
-        blob = fastdw_ops.pack_separable_block(depthwise, None, None, pointwise, None, None)
+        pointwise, bias = self.weights(channels, channels_in, 1, 1), self.weights(channels)
+        blob = fastdw_ops.pack_separable_block(depthwise, None, None, pointwise, None, bias)
         tokens = (
             f"channels_in={channels_in} channels_out={channels} {_window(window)} "
             "depthwise_activation=relu6 pointwise_activation=hardswish"
@@ -113,7 +114,7 @@ class NetworkBuilder:
             return reference.separable_block(
                 values[source],
                 (depthwise.double(), None, None, "relu6"),
-                (pointwise.double(), None, None, "hardswish"),
+                (pointwise.double(), None, bias.double(), "hardswish"),
                 **arguments,
             )
 
@@ -127,9 +128,9 @@ class NetworkBuilder:
         hidden = channels_in * expansion
         expand = self.weights(hidden, channels_in, 1, 1) if expansion > 1 else None
         depthwise = self.weights(hidden, 1, *window["kernel"])
-        project = self.weights(channels, hidden, 1, 1)
+        project, bias = self.weights(channels, hidden, 1, 1), self.weights(channels)
         blob = fastdw_ops.pack_inverted_residual(
-            expand, None, None, depthwise, None, None, project, None, None
+            expand, None, None, depthwise, None, None, project, None, bias
         )
         tokens = (
             f"channels_in={channels_in} channels_hidden={hidden} channels_out={channels} "
@@ -143,7 +144,7 @@ class NetworkBuilder:
                 values[source],
                 None if expand is None else (expand.double(), None, None, "relu6"),
                 (depthwise.double(), None, None, "relu6"),
-                (project.double(), None, None, "none"),
+                (project.double(), None, bias.double(), "none"),
                 residual=residual,
                 **arguments,
             )
@@ -226,3 +227,13 @@ def small_mobilenet(seed: int = 0) -> NetworkBuilder:
     pooled = net.pool(last)
     net.outputs = [logits, third, pooled]
     return net
+
+
+def random_step(net: NetworkBuilder, values: list[str], choice: random.Random) -> str:
+    source, older = choice.choice(values[-2:]), choice.choice(values[-5:])
+    kind = choice.choice(["pointwise", "block", "depthwise", "separable"])
+    if kind == "pointwise":
+        return net.pointwise(source, 12, residual=older)
+    if kind == "block":
+        return net.inverted_residual(source, 12, residual=True)
+    return net.depthwise(source, act="silu") if kind == "depthwise" else net.separable(source, 12)

@@ -157,7 +157,7 @@ def test_support_table_has_a_line_for_every_row() -> None:
     assert table[0] == {
         "op": table[0]["op"],
         "backend": "cpp",
-        "devices": "cpu",
+        "devices": "cpu, cuda",
         "dtypes": "fp32, fp16, bf16, fp64",
     }
 

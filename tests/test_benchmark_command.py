@@ -69,6 +69,22 @@ def test_explain_times_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     assert code == 0 and out.count("global_pool") == 2 and "48x48x16 x6 -> 24x24x24 3x3/2" in out
 
 
+def test_another_blocking(
+    run: Run, measured: list[ModelCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Explained as it was chosen; nonsense is told before anything is timed."""
+    monkeypatch.setenv("FASTDW_BLOCKING", "")  # so that it is put back
+    size = (V2, "--threads", 1, "--resolution", 99)
+    code, out, err = run(*size, "--explain", "--json", "--blocking", "5:6x3,0:2x1")
+    assert code == 0, err
+    steps = json.loads(out)["plans"][0]["steps"]
+    chosen = [steps[step]["blocking"] for step in (5, 0)]
+    assert [(one["band_rows"], one["chunk_channels"]) for one in chosen] == [(6, 48), (2, 16)]
+    code, out, err = run(V2, "--threads", 1, "--resolution", 98, "--layers", "--blocking", "5:6")
+    assert (code, out, measured) == (2, "", []) and len(err.splitlines()) == 1
+    assert 'FASTDW_BLOCKING: expected STEP:ROWSxBLOCKS as in "13:7x4", got "5:6"' in err
+
+
 def test_what_cannot_be_planned_is_not_explained(run: Run) -> None:
     code, out, err = run("torchvision:mobilenet_v3_small", "--explain", "--threads", 1)
     assert (code, out) == (2, "") and len(err.splitlines()) == 1

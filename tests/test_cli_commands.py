@@ -61,6 +61,9 @@ def test_doctor_tells_versions_isa_and_backends(run: Run) -> None:
     assert found["environment"]["fastdw"] == fastdw.__version__
     assert found["backends"]["cpp"]["isa"] == native.active_isa()
     assert found["backends"]["cpp"]["supported_isas"] == native.supported_isas()
+    cuda = found["backends"]["cpp on cuda"]
+    assert cuda["loaded"] == (native.cuda_reason() is None)
+    assert cuda["targets"] if cuda["loaded"] else cuda["reason"]
     assert not found["backends"]["triton"]["loaded"] and found["backends"]["triton"]["reason"]
     code, out, _ = run("doctor")
     assert code == 0 and native.active_isa() in out and "pointwise_conv" in out

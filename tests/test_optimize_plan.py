@@ -375,7 +375,7 @@ def test_without_weights() -> None:
         lambda: fast.to(dtype=torch.bfloat16),
         lambda: fast.to("meta"),
     ):
-        with pytest.raises(RuntimeError, match="packed weights are fp32 on the CPU"):
+        with pytest.raises(RuntimeError, match="packed weights run in fp32 on the CPU"):
             move()
     assert torch.equal(fast.to(torch.float32).cpu()(x), other(x))
 

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 from guarded_memory import Arena
-from network_builder import NetworkBuilder, fastdw_ops, plan_header, small_mobilenet
+from network_builder import (
+    NetworkBuilder,
+    fastdw_ops,
+    plan_header,
+    random_step,
+    small_mobilenet,
+)
 from torch import Tensor
 
 planned_network = fastdw_ops.planned_network.default
@@ -111,16 +117,6 @@ def test_head_of_a_pooled_value_and_of_a_head() -> None:
     net.outputs = [net.head(net.head(net.pool(net.stem("x", 20)), 33), 5)]
     x = torch.randn(3, 3, 12, 12)
     assert_near(planned_network(x, net.packed(), net.program()), net.expected(x))
-
-
-def random_step(net: NetworkBuilder, values: list[str], choice: random.Random) -> str:
-    source, older = choice.choice(values[-2:]), choice.choice(values[-5:])
-    kind = choice.choice(["pointwise", "block", "depthwise", "separable"])
-    if kind == "pointwise":
-        return net.pointwise(source, 12, residual=older)
-    if kind == "block":
-        return net.inverted_residual(source, 12, residual=True)
-    return net.depthwise(source, act="silu") if kind == "depthwise" else net.separable(source, 12)
 
 
 @pytest.mark.parametrize("seed", range(12))

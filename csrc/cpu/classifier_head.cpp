@@ -38,16 +38,8 @@ Tensor classifier_head_packed(const Tensor& x, const Tensor& packed, int64_t cha
 }
 
 Tensor classifier_head(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  check_images("x", x, true);
-  check_floating("weight", weight, true);
-  check_weight_dtype("weight", weight, x);
-  FASTDW_CHECK(weight.dim() == 2 && weight.size(1) == x.size(1), "weight: expected [channels_out, ",
-               x.size(1), "], got ", shape_of(weight));
-  if (aten::is_needed(x)) {
-    check_per_channel("bias", bias, weight.size(0));
-    return aten::classify(
-        x, weight, bias ? OptionalTensor(torch::stable::to(*bias, ScalarType::Double)) : bias);
-  }
+  check_classifier_head(x, weight, bias);
+  if (aten::is_needed(x)) return aten::classifier_head(x, weight, bias);
   return classifier_head_packed(x, pack_classifier_head(weight, bias), weight.size(0));
 }
 

@@ -51,16 +51,9 @@ Tensor depthwise_conv_packed(const Tensor& x, const Tensor& packed, int64_t chan
 Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& scale,
                       const OptionalTensor& bias, const IntList& stride, const IntList& padding,
                       const IntList& dilation, const std::string& activation) {
-  check_images("x", x, true);
-  check_depthwise_weight("weight", weight);
-  check_weight_dtype("weight", weight, x);
-  if (aten::is_needed(x)) {
-    check_per_channel("scale", scale, weight.size(0));
-    check_per_channel("bias", bias, weight.size(0));
-    return aten::in_layout(
-        aten::convolve(x, {weight, scale, bias, activation}, stride, padding, dilation, x.size(1)),
-        is_channels_last_result(x, suggests_channels_last(weight)));
-  }
+  const Convolution convolution{weight, scale, bias, activation};
+  check_depthwise_conv(x, convolution);
+  if (aten::is_needed(x)) return aten::depthwise_conv(x, convolution, {stride, padding, dilation});
   return depthwise_conv_packed(x, pack_depthwise_conv(weight, scale, bias), weight.size(0),
                                {weight.size(2), weight.size(3)}, stride, padding, dilation,
                                activation, suggests_channels_last(weight));

@@ -90,39 +90,24 @@ Tensor inverted_residual(const Tensor& x, const OptionalTensor& expand_weight,
                          bool residual, const std::string& expand_activation,
                          const std::string& depthwise_activation,
                          const std::string& project_activation) {
-  check_images("x", x, true);
-  if (expand_weight) {
-    check_pointwise_weight("expand_weight", *expand_weight);
-    check_weight_dtype("expand_weight", *expand_weight, x);
-  }
-  check_depthwise_weight("depthwise_weight", depthwise_weight);
-  check_weight_dtype("depthwise_weight", depthwise_weight, x);
-  check_weight_dtype("project_weight", project_weight, x);
-  const Tensor& first = expand_weight ? *expand_weight : depthwise_weight;
-  const int64_t wanted = expand_weight ? expand_weight->size(1) : depthwise_weight.size(0);
-  FASTDW_CHECK(wanted == x.size(1), expand_weight ? "expand_weight" : "depthwise_weight",
-               ": expected ", x.size(1), " input channels as x has, got ", shape_of(first));
+  const OptionalConvolution expand =
+      expansion(expand_weight, expand_scale, expand_bias, expand_activation);
+  const Convolution depthwise{depthwise_weight, depthwise_scale, depthwise_bias,
+                              depthwise_activation};
+  const Convolution project{project_weight, project_scale, project_bias, project_activation};
+  check_inverted_residual(x, expand, depthwise, project);
+  if (aten::is_needed(x))
+    return aten::block(x, expand, depthwise, project, {stride, padding, dilation}, residual);
   const Tensor packed = pack_inverted_residual(expand_weight, expand_scale, expand_bias,
                                                depthwise_weight, depthwise_scale, depthwise_bias,
                                                project_weight, project_scale, project_bias);
   const bool channels_last = (expand_weight && suggests_channels_last(*expand_weight)) ||
                              suggests_channels_last(depthwise_weight) ||
                              suggests_channels_last(project_weight);
-  if (!aten::is_needed(x))
-    return inverted_residual_packed(x, packed, project_weight.size(0),
-                                    {depthwise_weight.size(2), depthwise_weight.size(3)}, stride,
-                                    padding, dilation, residual, expand_activation,
-                                    depthwise_activation, project_activation, channels_last);
-
-  Tensor y = x;
-  if (expand_weight)
-    y = aten::convolve_1x1(y, {*expand_weight, expand_scale, expand_bias, expand_activation});
-  y = aten::convolve(y, {depthwise_weight, depthwise_scale, depthwise_bias, depthwise_activation},
-                     stride, padding, dilation, depthwise_weight.size(0));
-  y = aten::convolve_1x1(y, {project_weight, project_scale, project_bias, project_activation});
-  FASTDW_CHECK(!residual || shape_of(y) == shape_of(x), "residual: x ", shape_of(x),
-               " and the result ", shape_of(y), " differ in shape");
-  return aten::in_layout(residual ? aten::add(y, x) : y, is_channels_last_result(x, channels_last));
+  return inverted_residual_packed(x, packed, project_weight.size(0),
+                                  {depthwise_weight.size(2), depthwise_weight.size(3)}, stride,
+                                  padding, dilation, residual, expand_activation,
+                                  depthwise_activation, project_activation, channels_last);
 }
 
 }  // namespace fastdw

@@ -48,6 +48,10 @@ void set_input(Params& params, const float* x) {
   params.x = x;
 }
 
+void set_partial_sums(InvertedResidualParams& params, float* sums) { params.partial_sums = sums; }
+template <class Params>
+void set_partial_sums(Params&, float*) {}
+
 void set_output(StemBlockParams& params, float* y) { params.block.y = y; }
 template <class Params>
 void set_output(Params& params, float* y) {
@@ -56,8 +60,9 @@ void set_output(Params& params, float* y) {
 
 }  // namespace
 
-void NetworkClock::read(const NetworkSchedule& schedule, int64_t image_steps, int64_t batch_steps,
+void NetworkClock::read(const NetworkSchedule& schedule, const NetworkPlan& plan,
                         double* seconds) const {
+  const int64_t image_steps = plan.image_steps.size(), batch_steps = plan.batch_steps.size();
   std::fill(seconds, seconds + image_steps + batch_steps, 0.0);
   int64_t round = 0;
   if (schedule.whole_images > 0) {
@@ -70,7 +75,7 @@ void NetworkClock::read(const NetworkSchedule& schedule, int64_t image_steps, in
       seconds[step] += took * busy[step] / all;
   }
   if (schedule.rest_images > 0)
-    for (int64_t step = 0; step < image_steps; ++step) seconds[step] += rounds_.seconds(round++);
+    for (const PlanRound& done : plan.image_rounds) seconds[done.step] += rounds_.seconds(round++);
   for (int64_t step = image_steps; step < image_steps + batch_steps; ++step)
     seconds[step] += rounds_.seconds(round++);
 }
@@ -96,22 +101,22 @@ std::vector<Tensor> NetworkCall::run(NetworkClock* clock) {
   batch_values_ = arena_ + schedule_.arena_floats;
   const ImageGroup rest{schedule_.whole_images * workers, schedule_.rest_images, arena_};
 
-  const int64_t whole_rounds = schedule_.whole_images > 0, image_steps = plan_.image_steps.size();
-  const int64_t rest_rounds = rest.count > 0 ? image_steps : 0;
+  const int64_t whole_rounds = schedule_.whole_images > 0;
+  const int64_t rest_rounds = rest.count > 0 ? plan_.image_rounds.size() : 0;
   const int64_t rounds = whole_rounds + rest_rounds + plan_.batch_steps.size();
   const auto enter = [&] { return thread_scratch().take(schedule_.scratch_floats); };
   const auto do_item = [&](int64_t round, int64_t worker, const auto& scratch) {
-    const int64_t step = round - whole_rounds;
+    const int64_t next = round - whole_rounds;
     if (round < whole_rounds)
       run_whole_images(worker, scratch.data());
-    else if (step < rest_rounds)
-      run_image_step(step, rest, worker, workers, scratch.data());
+    else if (next < rest_rounds)
+      run_image_round(plan_.image_rounds[next], rest, worker, workers, scratch.data());
     else
-      run_batch_step(step - rest_rounds, worker, workers, scratch.data());
+      run_batch_step(next - rest_rounds, worker, workers, scratch.data());
     if (clock != nullptr) clock->round_done(round, worker);
   };
   clock_ = clock;
-  if (clock != nullptr) clock->start(workers, rounds, image_steps);
+  if (clock != nullptr) clock->start(workers, rounds, plan_.image_steps.size());
   if (workers == 1) {  // no parallel region: a forked child may have no pool
     const auto scratch = enter();
     for (int64_t round = 0; round < rounds; ++round) do_item(round, 0, scratch);
@@ -171,6 +176,8 @@ void NetworkCall::run_part(const PlanStep& step, const StepWeights& weights,
     set_weights(params, weights.own, weights.stem);
     set_input(params, address(step.input, group));
     set_output(params, address(step.output, group));
+    if (step.partial_sums != kNoValue)
+      set_partial_sums(params, address(step.partial_sums, group));
     if constexpr (std::is_same_v<std::decay_t<decltype(params)>, PointwiseParams>)
       params.residual = step.residual == kNoValue ? nullptr : address(step.residual, group);
     const UnitRange range = units_of_part(params.units(), part, parts);
@@ -178,23 +185,39 @@ void NetworkCall::run_part(const PlanStep& step, const StepWeights& weights,
   });
 }
 
+void NetworkCall::sum_part(const PlanStep& step, const ImageGroup& group, int64_t part,
+                           int64_t parts) const {
+  HiddenShareSumParams params{std::get<InvertedResidualParams>(step.params)};
+  params.block.batch = group.count;
+  params.block.x = address(step.input, group);
+  params.block.y = address(step.output, group);
+  params.block.partial_sums = address(step.partial_sums, group);
+  const UnitRange range = units_of_part(params.units(), part, parts);
+  if (range.begin < range.end) table_.hidden_share_sum.run(params, range.begin, range.end, nullptr);
+}
+
 void NetworkCall::run_whole_images(int64_t worker, float* scratch) const {
   const int64_t first = worker * schedule_.whole_images;
   float* arena = arena_ + worker * plan_.arena_floats;
   double before = clock_ != nullptr ? seconds_now() : 0.0;
   for (int64_t image = first; image < first + schedule_.whole_images; ++image)
-    for (size_t step = 0; step < plan_.image_steps.size(); ++step) {
-      run_image_step(step, {image, 1, arena}, 0, 1, scratch);
+    for (const PlanRound& round : plan_.image_rounds) {
+      run_image_round(round, {image, 1, arena}, 0, 1, scratch);
       if (clock_ == nullptr) continue;
       const double now = seconds_now();
-      clock_->image_step_done(worker, step, now - before);
+      clock_->image_step_done(worker, round.step, now - before);
       before = now;
     }
 }
 
-void NetworkCall::run_image_step(int64_t step, const ImageGroup& group, int64_t part, int64_t parts,
-                                 float* scratch) const {
-  run_part(plan_.image_steps[step], image_weights_[step], group, part, parts, scratch);
+void NetworkCall::run_image_round(const PlanRound& round, const ImageGroup& group, int64_t part,
+                                  int64_t parts, float* scratch) const {
+  const PlanStep& step = plan_.image_steps[round.step];
+  if (round.sums_shares && parts == 1) return;  // who had all shares has added them
+  if (round.sums_shares)
+    sum_part(step, group, part, parts);
+  else
+    run_part(step, image_weights_[round.step], group, part, parts, scratch);
 }
 
 void NetworkCall::run_batch_step(int64_t step, int64_t part, int64_t parts, float* scratch) const {

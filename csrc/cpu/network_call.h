@@ -25,8 +25,7 @@ class NetworkClock {
   void round_done(int64_t round, int64_t worker) { rounds_.done(round, worker); }
 
   // Writes the seconds of the image steps, then those of the batch steps.
-  void read(const NetworkSchedule& schedule, int64_t image_steps, int64_t batch_steps,
-            double* seconds) const;
+  void read(const NetworkSchedule& schedule, const NetworkPlan& plan, double* seconds) const;
 
  private:
   std::vector<std::vector<double>> worker_seconds_;
@@ -58,9 +57,10 @@ class NetworkCall {
   float* address(int index, const ImageGroup& group) const;
   void run_part(const PlanStep& step, const StepWeights& weights, const ImageGroup& group,
                 int64_t part, int64_t parts, float* scratch) const;
+  void sum_part(const PlanStep& step, const ImageGroup& group, int64_t part, int64_t parts) const;
   void run_whole_images(int64_t worker, float* scratch) const;
-  void run_image_step(int64_t step, const ImageGroup& group, int64_t part, int64_t parts,
-                      float* scratch) const;
+  void run_image_round(const PlanRound& round, const ImageGroup& group, int64_t part,
+                       int64_t parts, float* scratch) const;
   void run_batch_step(int64_t step, int64_t part, int64_t parts, float* scratch) const;
 
   const NetworkPlan& plan_;

@@ -4,6 +4,8 @@
 #include <list>
 #include <mutex>
 
+#include "csrc/cpu/chosen_blocking.h"
+#include "csrc/cpu/hidden_shares.h"
 #include "csrc/params_from_tensors.h"
 #include "csrc/reusable_buffer.h"
 
@@ -27,12 +29,16 @@ class Planner {
   }
 
   std::shared_ptr<const NetworkPlan> plan() {
+    FASTDW_CHECK(program_.target == "cpu", "program: the weights lie as ", program_.target,
+                 " reads them, x is on the CPU");
     plan_->values.resize(program_.values.size());
     plan_->outputs = program_.outputs;
     plan_->text_steps = program_.lines;
     set_value(kNetworkInput, plan_->height, plan_->width);
     for (const ProgramStep& step : program_.steps) add(step);
     fuse_stem();
+    share_hidden_channels();
+    for (const ChosenBlocking& chosen : chosen_blockings()) block_as(chosen);
     place_values();
     for (PlanStep& step : plan_->image_steps) set_layouts(step);
     return plan_;
@@ -80,8 +86,9 @@ class Planner {
     const StepParams params = params_of(step, sampling);
     const bool is_pool = step.kind == StepKind::global_pool;  // it only adds
     const PlanBlob blob{step.blob_kind, step.shape, step.weights_offset};
-    steps.push_back({params, step.input, step.output, step.residual, blob, {}, step.text_step,
-                     step.text_step, is_pool ? 0.0 : plan_->multiply_adds - before});
+    const double multiply_adds = is_pool ? 0.0 : plan_->multiply_adds - before;
+    steps.push_back({params, step.input, step.output, step.residual, kNoValue, blob, {},
+                     step.text_step, step.text_step, multiply_adds});
   }
 
   StepParams params_of(const ProgramStep& step, const Sampling& sampling) {
@@ -197,6 +204,47 @@ class Planner {
     return readers == 1;
   }
 
+  // Where two workers would take unequal work by rows, and the rounds that follow from it.
+  void share_hidden_channels() {
+    const int64_t steps = plan_->image_steps.size();
+    for (int64_t index = 0; index < steps; ++index) {
+      PlanStep& step = plan_->image_steps[index];
+      plan_->image_rounds.push_back({index, false});
+      auto* block = std::get_if<InvertedResidualParams>(&step.params);
+      if (block == nullptr) continue;
+      block->hidden_shares = hidden_shares_of(*block);
+      if (block->hidden_shares == 1) continue;
+      plan_->image_rounds.push_back({index, true});
+      step.partial_sums = static_cast<int>(plan_->values.size());
+      PlanValue sums = value(step.output);
+      sums.channels = block->hidden_shares * channel_blocks(block->channels_out) * kChannelBlock;
+      sums.floats = checked_product("x", {sums.channels, sums.height, sums.width});
+      plan_->values.push_back(sums);
+    }
+  }
+
+  void block_as(const ChosenBlocking& chosen) {
+    const std::string where = "FASTDW_BLOCKING: " + chosen.text;
+    const int64_t image_steps = plan_->image_steps.size();
+    const int64_t steps = image_steps + plan_->batch_steps.size();
+    FASTDW_CHECK(chosen.step < steps, where, ": expected a step from 0 to ", steps - 1, ", got ",
+                 chosen.step);
+    InvertedResidualParams* block = nullptr;
+    if (chosen.step < image_steps) {
+      StepParams& params = plan_->image_steps[chosen.step].params;
+      block = std::get_if<InvertedResidualParams>(&params);
+      if (auto* fused = std::get_if<StemBlockParams>(&params)) block = &fused->block;
+    }
+    FASTDW_CHECK(block != nullptr, where, ": step ", chosen.step, " is no block");
+    const int64_t hidden_blocks = channel_blocks(block->channels_hidden);
+    FASTDW_CHECK(chosen.band_rows <= block->height_out, where, ": expected 1 to ",
+                 block->height_out, " rows, got ", chosen.band_rows);
+    FASTDW_CHECK(chosen.chunk_blocks <= hidden_blocks, where, ": expected 1 to ", hidden_blocks,
+                 " blocks of 16 hidden channels, got ", chosen.chunk_blocks);
+    block->band_rows = chosen.band_rows;
+    block->chunk_blocks = chosen.chunk_blocks;
+  }
+
   // Values in the arena are blocked, except those that a stem reads.
   Layout layout_of(int index) const {
     const PlanValue& placed = plan_->values[index];
@@ -232,8 +280,7 @@ class Planner {
   void place_values() {
     for (size_t index = 0; index < plan_->values.size(); ++index) {
       PlanValue& placed = value(static_cast<int>(index));
-      placed.place =
-          program_.values[index].is_vector ? PlanValue::Place::batch : PlanValue::Place::arena;
+      placed.place = placed.is_vector ? PlanValue::Place::batch : PlanValue::Place::arena;
     }
     value(kNetworkInput).place = PlanValue::Place::input;
     for (size_t index = 0; index < plan_->outputs.size(); ++index) {
@@ -265,18 +312,20 @@ class Planner {
       int last_read;
     };
     std::list<Living> living;  // by address
-    for (int step = 0; step < steps; ++step) {
-      living.remove_if([&](const Living& other) { return other.last_read < step; });
-      const int output = plan_->image_steps[step].output;
-      PlanValue& placed = value(output);
-      if (placed.place != PlanValue::Place::arena) continue;
-      const int64_t floats = align(placed.layout.image);
+    const auto place = [&](int index, int step) {
+      if (index == kNoValue || value(index).place != PlanValue::Place::arena) return;
+      const int64_t floats = align(value(index).layout.image);
       auto above = living.begin();
       int64_t begin = 0;
       for (; above != living.end() && above->begin - begin < floats; ++above) begin = above->end;
-      placed.offset = begin;
-      living.insert(above, {begin, begin + floats, std::max(last_read[output], step)});
+      value(index).offset = begin;
+      living.insert(above, {begin, begin + floats, std::max(last_read[index], step)});
       plan_->arena_floats = std::max(plan_->arena_floats, begin + floats);
+    };
+    for (int step = 0; step < steps; ++step) {
+      living.remove_if([&](const Living& other) { return other.last_read < step; });
+      place(plan_->image_steps[step].output, step);
+      place(plan_->image_steps[step].partial_sums, step);
     }
   }
 

@@ -8,7 +8,7 @@
 #include <variant>
 #include <vector>
 
-#include "csrc/cpu/network_program.h"
+#include "csrc/network_program.h"
 #include "kernels/params.h"
 
 namespace fastdw {
@@ -28,6 +28,7 @@ struct PlanBlob {
 struct PlanStep {
   StepParams params;
   int input, output, residual;
+  int partial_sums;    // of a block that is shared by hidden channels, else kNoValue
   PlanBlob blob;       // no weights: global_pool
   PlanBlob stem_blob;  // of a StemBlockParams beside the block's
   int64_t first_text_step, last_text_step;  // the steps of the program's text, from 0
@@ -45,12 +46,20 @@ struct PlanValue {
   int output_index = kNoValue;
 };
 
+// What the workers do together before they wait for each other: a step, or, where its hidden
+// channels are shared, first the shares and then their sum.
+struct PlanRound {
+  int64_t step;
+  bool sums_shares;
+};
+
 struct NetworkPlan {
   std::string text;
   int64_t height, width;
 
   std::vector<PlanValue> values;
   std::vector<PlanStep> image_steps;  // one image does not need another
+  std::vector<PlanRound> image_rounds;
   std::vector<PlanStep> batch_steps;  // the linear layers, after all images
   std::vector<int> outputs;
   int64_t text_steps;

@@ -82,7 +82,7 @@ Tensor profile_network(const Tensor& x, const Tensor& packed, const std::string&
   for (int64_t run = 0; run < runs; ++run, row += image_steps + batch_steps) {
     NetworkCall timed(*call.plan, call.images, call.weights);
     timed.run(&clock);
-    clock.read(timed.schedule(), image_steps, batch_steps, row);
+    clock.read(timed.schedule(), *call.plan, row);
   }
   return seconds;
 }

@@ -5,21 +5,6 @@
 #include "csrc/params_from_tensors.h"
 
 namespace fastdw {
-namespace {
-
-void check_residual(const OptionalTensor& residual, const Tensor& x, int64_t channels_out) {
-  if (!residual) return;
-  check_floating("residual", *residual, true);
-  const IntList wanted{x.size(0), channels_out, x.size(2), x.size(3)};
-  const auto sizes = residual->sizes();
-  FASTDW_CHECK(IntList(sizes.begin(), sizes.end()) == wanted, "residual: expected ",
-               shape_text(wanted), ", got ", shape_of(*residual));
-  FASTDW_CHECK(residual->scalar_type() == x.scalar_type(), "residual: expected the dtype of x, ",
-               dtype_name(x.scalar_type()), ", got ", dtype_name(residual->scalar_type()));
-}
-
-}  // namespace
-
 Tensor pointwise_conv_packed(const Tensor& x, const Tensor& packed, int64_t channels_out,
                              const OptionalTensor& residual, const std::string& activation,
                              bool channels_last) {
@@ -54,19 +39,9 @@ Tensor pointwise_conv_packed(const Tensor& x, const Tensor& packed, int64_t chan
 Tensor pointwise_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& scale,
                       const OptionalTensor& bias, const OptionalTensor& residual,
                       const std::string& activation) {
-  check_images("x", x, true);
-  check_pointwise_weight("weight", weight);
-  check_weight_dtype("weight", weight, x);
-  FASTDW_CHECK(weight.size(1) == x.size(1), "weight: expected [", weight.size(0), ", ", x.size(1),
-               ", 1, 1], got ", shape_of(weight), ": x has ", x.size(1), " channels");
-  check_residual(residual, x, weight.size(0));
-  if (aten::is_needed(x)) {
-    check_per_channel("scale", scale, weight.size(0));
-    check_per_channel("bias", bias, weight.size(0));
-    const Tensor y = aten::convolve_1x1(x, {weight, scale, bias, activation});
-    return aten::in_layout(residual ? aten::add(y, *residual) : y,
-                           is_channels_last_result(x, suggests_channels_last(weight)));
-  }
+  const Convolution convolution{weight, scale, bias, activation};
+  check_pointwise_conv(x, convolution, residual);
+  if (aten::is_needed(x)) return aten::pointwise_conv(x, convolution, residual);
   return pointwise_conv_packed(x, pack_pointwise_conv(weight, scale, bias), weight.size(0),
                                residual, activation, suggests_channels_last(weight));
 }

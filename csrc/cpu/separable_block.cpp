@@ -31,27 +31,20 @@ Tensor separable_block(const Tensor& x, const Tensor& depthwise_weight,
                        const IntList& padding, const IntList& dilation,
                        const std::string& depthwise_activation,
                        const std::string& pointwise_activation) {
-  check_images("x", x, true);
-  check_depthwise_weight("depthwise_weight", depthwise_weight);
-  check_weight_dtype("depthwise_weight", depthwise_weight, x);
-  check_weight_dtype("pointwise_weight", pointwise_weight, x);
-  FASTDW_CHECK(depthwise_weight.size(0) == x.size(1), "depthwise_weight: expected [", x.size(1),
-               ", 1, ", depthwise_weight.size(2), ", ", depthwise_weight.size(3), "], got ",
-               shape_of(depthwise_weight), ": x has ", x.size(1), " channels");
+  const Convolution depthwise{depthwise_weight, depthwise_scale, depthwise_bias,
+                              depthwise_activation};
+  const Convolution pointwise{pointwise_weight, pointwise_scale, pointwise_bias,
+                              pointwise_activation};
+  check_separable_block(x, depthwise, pointwise);
+  if (aten::is_needed(x))
+    return aten::block(x, std::nullopt, depthwise, pointwise, {stride, padding, dilation}, false);
   const Tensor packed = pack_separable_block(depthwise_weight, depthwise_scale, depthwise_bias,
                                              pointwise_weight, pointwise_scale, pointwise_bias);
   const bool channels_last =
       suggests_channels_last(depthwise_weight) || suggests_channels_last(pointwise_weight);
-  if (!aten::is_needed(x))
-    return separable_block_packed(
-        x, packed, pointwise_weight.size(0), {depthwise_weight.size(2), depthwise_weight.size(3)},
-        stride, padding, dilation, depthwise_activation, pointwise_activation, channels_last);
-  const Tensor hidden =
-      aten::convolve(x, {depthwise_weight, depthwise_scale, depthwise_bias, depthwise_activation},
-                     stride, padding, dilation, x.size(1));
-  return aten::in_layout(aten::convolve_1x1(hidden, {pointwise_weight, pointwise_scale,
-                                                     pointwise_bias, pointwise_activation}),
-                         is_channels_last_result(x, channels_last));
+  return separable_block_packed(
+      x, packed, pointwise_weight.size(0), {depthwise_weight.size(2), depthwise_weight.size(3)},
+      stride, padding, dilation, depthwise_activation, pointwise_activation, channels_last);
 }
 
 }  // namespace fastdw

@@ -49,19 +49,9 @@ Tensor stem_conv_packed(const Tensor& x, const Tensor& packed, int64_t channels_
 Tensor stem_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& scale,
                  const OptionalTensor& bias, const IntList& stride, const IntList& padding,
                  const std::string& activation) {
-  check_images("x", x, true);
-  check_dense_weight("weight", weight);
-  check_weight_dtype("weight", weight, x);
-  FASTDW_CHECK(weight.size(1) == x.size(1), "weight: expected [", weight.size(0), ", ", x.size(1),
-               ", ", weight.size(2), ", ", weight.size(3), "], got ", shape_of(weight), ": x has ",
-               x.size(1), " channels");
-  if (aten::is_needed(x)) {
-    check_per_channel("scale", scale, weight.size(0));
-    check_per_channel("bias", bias, weight.size(0));
-    return aten::in_layout(
-        aten::convolve(x, {weight, scale, bias, activation}, stride, padding, {1, 1}, 1),
-        is_channels_last_result(x, suggests_channels_last(weight)));
-  }
+  const Convolution convolution{weight, scale, bias, activation};
+  check_stem_conv(x, convolution);
+  if (aten::is_needed(x)) return aten::stem_conv(x, convolution, {stride, padding, {1, 1}});
   return stem_conv_packed(x, pack_stem_conv(weight, scale, bias), weight.size(0),
                           {weight.size(2), weight.size(3)}, stride, padding, activation,
                           suggests_channels_last(weight));

@@ -9,15 +9,17 @@ import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.table import Table
 from torch import nn
 
 from fastdw import native
 from fastdw.convert import convert
 from fastdw.plan.record import NotPlannable, record
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MIB = 2**20
 
@@ -83,6 +85,8 @@ def summary_lines(told: Mapping[str, Any]) -> list[str]:
 
 def step_table(title: str, told: Mapping[str, Any]) -> Table:
     """The steps, one a line."""
+    from rich.table import Table
+
     table = Table(title=title, caption="\n".join(summary_lines(told)), caption_justify="left")
     table.add_column("#", justify="right")
     for name in ("step", "shape"):

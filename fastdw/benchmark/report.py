@@ -7,12 +7,13 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from fastdw.benchmark.models import IDLE_CPU_LIMIT, Result
 from fastdw.benchmark.providers import PROVIDERS
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # The columns of models.csv, in order. A measured file is never rewritten: new columns, new file.
 COLUMNS = (
@@ -25,6 +26,8 @@ COLUMNS = (
 
 def result_table(results: Sequence[Result]) -> Table:
     """The providers of one case side by side."""
+    from rich.table import Table  # not everything that writes CSV files prints tables
+
     case = results[0].case
     table = Table(
         title=f"{case.model}  {case.resolution}x{case.resolution}  "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -42,6 +43,14 @@ def bench(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show the plan and its blocking; time nothing.")
     ] = False,
+    blocking: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEP:ROWSxBLOCKS,...",
+            help="Cut these blocks otherwise than --explain says: rows of a band, and hidden "
+            "blocks of 16 channels at a time. Sets FASTDW_BLOCKING.",
+        ),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write one self-contained report, steps included.")
     ] = None,
@@ -60,8 +69,12 @@ def bench(
 
     chosen = _providers(provider)
     cases = _cases(models or [DEFAULT_MODEL], resolution, batch or [1], threads or [1, 0])
+    if blocking is not None:
+        os.environ["FASTDW_BLOCKING"] = blocking
     if explain:
         return _explain(cases, as_json)
+    if blocking is not None:
+        _plans(cases)  # a bad one is told before anything is timed
     if html is not None:
         _check_html(html)
     about = environment.describe()
@@ -163,17 +176,28 @@ def _time_steps(
     return [report]
 
 
-def _explain(cases: list[ModelCase], as_json: bool) -> None:
-    from fastdw.benchmark.explanation import explain_model, step_table
+def _plans(cases: list[ModelCase]) -> list[dict[str, Any]]:
+    """What the native library tells about the plan of each case."""
+    from fastdw.benchmark.explanation import explain_model
     from fastdw.plan.record import NotPlannable
 
-    told, tables = [], []
+    plans = []
     for case in cases:
         model = create_model(case.model)
         try:
-            plan = explain_model(model, case.batch, case.resolution, case.threads)
+            plans.append(explain_model(model, case.batch, case.resolution, case.threads))
         except (NotPlannable, ImportError) as error:
             raise InputError(f"--explain: {case.model}: {one_line(error)}") from None
+        except RuntimeError as error:  # of FASTDW_BLOCKING, which the message names
+            raise InputError(f"{case.model}: {one_line(error)}") from None
+    return plans
+
+
+def _explain(cases: list[ModelCase], as_json: bool) -> None:
+    from fastdw.benchmark.explanation import step_table
+
+    told, tables = [], []
+    for case, plan in zip(cases, _plans(cases), strict=True):
         where = {"resolution": case.resolution, "batch": case.batch, "threads": case.threads}
         told.append({"model": case.model, **where, **plan})
         title = ", ".join((case.model, *(f"{name} {size}" for name, size in where.items())))

@@ -29,7 +29,12 @@ def doctor(as_json: AsJson = False) -> None:
 
 def backends() -> dict[str, dict[str, Any]]:
     """Each backend: whether it is loaded, and details, or the reason why it is not."""
-    return {"cpp": _cpp(), "triton": _triton(), "torch": {"loaded": True, "details": "reference"}}
+    return {
+        "cpp": _cpp(),
+        "cpp on cuda": _cuda(),
+        "triton": _triton(),
+        "torch": {"loaded": True, "details": "reference"},
+    }
 
 
 def _cpp() -> dict[str, Any]:
@@ -49,12 +54,23 @@ def _cpp() -> dict[str, Any]:
     }
 
 
+def _cuda() -> dict[str, Any]:
+    from fastdw import native
+
+    reason = native.cuda_reason()
+    if reason is not None:
+        return {"loaded": False, "reason": one_line(reason)}
+    targets = native.cuda_targets()
+    details = f"machine code for {', '.join(targets)}, PTX for others"
+    return {"loaded": True, "details": details, "targets": targets}
+
+
 def _triton() -> dict[str, Any]:
     from fastdw.backends import support_table
 
     if any(row["backend"] == "triton" for row in support_table()):
         return {"loaded": True, "details": ""}
-    return {"loaded": False, "reason": "no GPU kernels yet: this version has none"}
+    return {"loaded": False, "reason": "this version has no Triton kernels"}
 
 
 def tables(found: dict[str, Any]) -> list[Table]:

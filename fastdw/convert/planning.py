@@ -18,7 +18,8 @@ from fastdw.convert.report import Reason, Report
 from fastdw.convert.rewrite import convert, revert
 from fastdw.convert.shape_run import input_size_of
 from fastdw.nn.fused_module import has_hooks
-from fastdw.plan.network import PlannedNetwork, share_state
+from fastdw.plan.network import PlannedNetwork, placement, share_state
+from fastdw.plan.packed_layout import DTYPES as CUDA_DTYPES
 from fastdw.plan.record import NotPlannable, record
 
 RELATIVE_TOLERANCE = {
@@ -79,7 +80,8 @@ def optimize(
         model: a module in eval mode.
         example: an input, or a tuple of inputs. Default: a random image at the channels of the
             first convolution and 224x224.
-        dtype: convert the copy to this dtype. Only fp32 is planned; other dtypes run fused blocks.
+        dtype: convert the copy to this dtype. On the CPU only fp32 is planned; other dtypes run
+            fused blocks.
         keep_weights: keep the unpacked weights, so that `state_dict` has the keys of `model` and
             other dtypes and devices work. Without them a planned network holds the packed buffer
             only.
@@ -192,16 +194,29 @@ def _check_plannable(fast: nn.Module, backend: str) -> None:
         raise NotPlannable("only the backend cpp has a planned network")
     if not native.loaded:
         raise NotPlannable("the native library is not loaded: `fastdw doctor` says why")
+    device, dtype = placement(fast)
+    dtypes = _planned_dtypes(device)
     for name, tensor in (*fast.named_parameters(), *fast.named_buffers()):
-        if tensor.is_floating_point() and tensor.dtype is not torch.float32:
-            raise NotPlannable(f"{name} is {DTYPE_NAMES.get(tensor.dtype)}, only fp32 is planned")
-        if tensor.device.type != "cpu":
-            raise NotPlannable(f"{name} is on {tensor.device}, only the CPU has a planned network")
+        if tensor.device != device:
+            raise NotPlannable(f"{name} is on {tensor.device}, other weights are on {device}")
+        if tensor.is_floating_point() and (tensor.dtype != dtype or dtype not in dtypes):
+            names = ", ".join(DTYPE_NAMES[known] for known in dtypes)
+            kind = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
+            raise NotPlannable(f"{name} is {kind}, only {names} is planned, all in one dtype")
     for name, module in fast.named_modules():
         if has_hooks(module):
             raise NotPlannable(f"{name or 'the model'} has a hook, which would not run")
         if module.training:
             raise NotPlannable(f"{name} is in training mode")
+
+
+def _planned_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    if device.type == "cpu":
+        return (torch.float32,)
+    reason = native.cuda_reason() if device.type == "cuda" else "only on the CPU and on CUDA"
+    if reason is not None:
+        raise NotPlannable(f"the model is on {device}, no network is planned there: {reason}")
+    return CUDA_DTYPES
 
 
 def _verify(
@@ -212,7 +227,9 @@ def _verify(
     cast_to: torch.dtype | None,
 ) -> str:
     """Put the largest difference into the report; return a message if it is too large."""
-    dtypes = {p.dtype for p in network.parameters() if p.is_floating_point()} or {torch.float32}
+    dtypes = {p.dtype for p in network.parameters() if p.is_floating_point()}
+    if isinstance(network, PlannedNetwork) and not dtypes:
+        dtypes = {network.dtype}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     try:
         outputs = [t for inputs, _ in runs for t in _run(network, _cast(inputs, dtype))]

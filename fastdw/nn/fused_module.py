@@ -16,6 +16,7 @@ from fastdw import backends, native, ops
 from fastdw.nn import weight_cache
 from fastdw.nn.units import ConvUnit, LinearUnit, NotFusable, Unit, check_units
 from fastdw.nn.weight_cache import PackedCall, WeightCache
+from fastdw.ops import registration
 from fastdw.ops.layout import suggests_channels_last
 
 __all__ = ["ConvUnit", "FusedModule", "LinearUnit", "NotFusable", "fused_call", "pack_call"]
@@ -114,7 +115,7 @@ class FusedModule(nn.Module):
             there = self._fastdw_cache
             if there is not None and there.accepts(x) and there.is_current(self):
                 return there  # another thread was faster
-            cache = WeightCache(self, self._fused_children(), x.shape[1], x.dtype)
+            cache = WeightCache(self, self._fused_children(), x)
             cache.call = pack_call(self._fused_pattern, units, self._fused_residual())
             self.__dict__["_fastdw_cache"] = cache
         return cache
@@ -162,31 +163,49 @@ def fused_call(pattern: str, units: Sequence[Unit], x: Tensor, residual: bool = 
 
 
 def pack_call(pattern: str, units: Sequence[Unit], residual: bool = False) -> PackedCall:
-    """Pack the weights of ``units``; return the call of the packed twin (CPU, no gradients)."""
+    """Prepare the weights of ``units``; return the call of the op on them (no gradients).
+
+    On CUDA the kernels read torch's own weights, and only batch norms are folded; on the CPU the
+    packed twin of the op gets packed weights.
+    """
     tensors = op_tensors(pattern, units)
+    settings = op_settings(pattern, units, residual)
+    if _weight(units[0]).is_cuda:
+        return plain_call(pattern, tensors, settings)
     packed = getattr(torch.ops.fastdw, f"pack_{pattern}").default(*tensors)
     run = getattr(torch.ops.fastdw, f"{pattern}_packed").default
-    arguments = _packed_arguments(pattern, units, residual)
+    if pattern == "classifier_head":
+        arguments: tuple[Any, ...] = (_weight(units[0]).shape[0],)
+    else:
+        kernel = [] if pattern == "pointwise_conv" else [_window(units).kernel_size]
+        channels_last = any(suggests_channels_last(_weight(unit)) for unit in units)
+        arguments = (_weight(units[-1]).shape[0], *kernel, *settings, channels_last)
     return lambda x: run(x, packed, *arguments)
 
 
-def _packed_arguments(pattern: str, units: Sequence[Unit], residual: bool) -> tuple[Any, ...]:
-    """The arguments of ``fastdw::<pattern>_packed`` after x and packed."""
+def plain_call(
+    pattern: str, tensors: Sequence[Tensor | None], settings: Sequence[Any]
+) -> PackedCall:
+    """Return the call of the plain op on these tensors."""
+    run = getattr(torch.ops.fastdw, pattern).default
+    return lambda x: run(x, *tensors, *settings)
+
+
+def op_settings(pattern: str, units: Sequence[Unit], residual: bool) -> tuple[Any, ...]:
+    """The arguments of ``fastdw::<pattern>`` after the tensors."""
     if pattern == "classifier_head":
-        return (_weight(units[0]).shape[0],)
-    channels_out = _weight(units[-1]).shape[0]
+        return ()
     activations = tuple(unit.activation for unit in units if isinstance(unit, ConvUnit))
-    channels_last = any(suggests_channels_last(_weight(unit)) for unit in units)
     if pattern == "pointwise_conv":
-        return (channels_out, None, *activations, channels_last)
+        return (None, *activations)
     window = _window(units)
-    geometry = [window.kernel_size, window.stride, window.padding4, window.dilation]
     if pattern == "stem_conv":
-        return (channels_out, *geometry[:3], *activations, channels_last)
+        return (window.stride, window.padding4, *activations)
+    geometry = (window.stride, window.padding4, window.dilation)
     if pattern == "inverted_residual":
         expanded = activations if len(activations) == 3 else ("none", *activations)
-        return (channels_out, *geometry, residual, *expanded, channels_last)
-    return (channels_out, *geometry, *activations, channels_last)
+        return (*geometry, residual, *expanded)
+    return (*geometry, *activations)
 
 
 def _weight(unit: Unit) -> Tensor:
@@ -218,7 +237,7 @@ def _may_keep(x: Tensor) -> bool:
         not torch.is_grad_enabled()
         and type(x) is Tensor
         and backends.current_backend() in ("auto", "cpp")
-        and not torch.is_autocast_enabled("cpu")
+        and registration.autocast_dtype(x.device.type) is None
         and not torch.jit.is_tracing()
         and not is_in_torch_dispatch_mode()
         and not is_transformed()
@@ -236,8 +255,8 @@ def _may_pack(pattern: str, units: Sequence[Unit], x: Tensor) -> bool:
         not torch.is_grad_enabled()
         and native.loaded
         and backends.current_backend() in ("auto", "cpp")
-        and not torch.is_autocast_enabled("cpu")
-        and x.device.type == "cpu"
+        and registration.autocast_dtype(x.device.type) is None
+        and x.device.type in ("cpu", "cuda")
         and x.dim() == 4
         and x.shape[1] == channels_in
         and x.dtype in PACKED_DTYPES

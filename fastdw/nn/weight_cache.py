@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from operator import is_
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 PackedCall = Callable[[Tensor], Tensor]
@@ -50,6 +49,7 @@ class WeightCache:
         "aliases",
         "call",
         "channels_in",
+        "device",
         "dtype",
         "hooks",
         "lengths",
@@ -66,12 +66,10 @@ class WeightCache:
         "versions",
     )
 
-    def __init__(
-        self, owner: nn.Module, modules: Sequence[nn.Module], channels_in: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, owner: nn.Module, modules: Sequence[nn.Module], x: Tensor) -> None:
         """Take the fingerprint of ``owner`` and the modules it swallows; pack afterwards."""
         self.call: PackedCall
-        self.channels_in, self.dtype = channels_in, dtype
+        self.channels_in, self.dtype, self.device = x.shape[1], x.dtype, x.device
         self.owner_children = owner._modules
         self.modules = list(modules)
         self.types = [type(module) for module in self.modules]
@@ -105,7 +103,10 @@ class WeightCache:
     def accepts(self, x: Tensor) -> bool:
         """Say whether the packed call can take ``x``; if not, the plain op explains why."""
         return (
-            x.dtype is self.dtype and x.is_cpu and x.dim() == 4 and x.shape[1] == self.channels_in
+            x.dtype is self.dtype
+            and x.device == self.device
+            and x.dim() == 4
+            and x.shape[1] == self.channels_in
         )
 
     def is_current(self, owner: nn.Module) -> bool:

@@ -35,7 +35,7 @@ def classifier_head(
         TypeError: a dtype does not fit.
         BackendRefused: the backend asked for cannot run the call.
 
-    Backends: cpp (CPU), torch.
+    Backends: cpp (CPU, CUDA), torch.
 
     Source: Howard et al., MobileNets (2017), table 1, last rows.
     """

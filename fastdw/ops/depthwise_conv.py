@@ -53,7 +53,7 @@ def depthwise_conv(
         TypeError: a dtype does not fit.
         BackendRefused: the backend asked for cannot run the call.
 
-    Backends: cpp (CPU), torch.
+    Backends: cpp (CPU, CUDA), torch.
 
     Source: Howard et al., MobileNets (2017), section 3.1; Chollet, Xception (2017).
     """

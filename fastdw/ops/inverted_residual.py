@@ -54,7 +54,7 @@ def inverted_residual(
         TypeError: a dtype does not fit.
         BackendRefused: the backend asked for cannot run the call.
 
-    Backends: cpp (CPU; as many depthwise filters as hidden channels), torch.
+    Backends: cpp (CPU, CUDA; as many depthwise filters as hidden channels), torch.
 
     Source: Sandler et al., MobileNetV2 (2018), section 3.3 and table 1.
     """

@@ -48,7 +48,7 @@ def pointwise_conv(
         TypeError: a dtype does not fit.
         BackendRefused: the backend asked for cannot run the call.
 
-    Backends: cpp (CPU), torch.
+    Backends: cpp (CPU, CUDA), torch.
 
     Source: Howard et al., MobileNets (2017), section 3.1; Sandler et al., MobileNetV2 (2018),
     section 3.

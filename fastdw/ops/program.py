@@ -2,7 +2,8 @@
 
 Line 1: ``fastdw-program version=1 channels=<of x> outputs=<value ids>``; then one step a line,
 ``<op> <key>=<value> ...``. Values are named by ids; ``x`` is the network's input. ``weights`` is
-the offset in bytes of the step's blob in ``packed``.
+the offset in bytes of the step's blob in ``packed``. If line 1 ends with ``target=cuda_<dtype>``,
+the blobs are laid out for CUDA (``fastdw/plan/packed_layout.py``), else for the CPU.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from fastdw.geometry import output_size
 from fastdw.ops import checks
 
 VERSION = 1
+CPU = "cpu"
+TARGETS = (CPU, "cuda_fp32", "cuda_fp16", "cuda_bf16")
 
 _CHANNELS = ("channels_in", "channels_out")
 _WINDOW = ("kernel", "stride", "padding")
@@ -107,17 +110,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """A parsed program: the input's channels, the steps and the ids of the outputs."""
+    """A parsed program: the input's channels, the steps, the ids of the outputs, the target."""
 
     channels: int
     outputs: tuple[str, ...]
     steps: tuple[Step, ...]
+    target: str = CPU
 
     def __str__(self) -> str:
         head = (
             f"fastdw-program version={VERSION} channels={self.channels} "
             f"outputs={','.join(self.outputs)}"
-        )
+        ) + ("" if self.target == CPU else f" target={self.target}")
         return "\n".join([head, *map(str, self.steps)]) + "\n"
 
     def value_shapes(self, batch: int, height: int, width: int) -> dict[str, Shape]:
@@ -150,6 +154,9 @@ def parse_program(text: str) -> Program:
     if head[:1] != ["fastdw-program"]:
         raise ValueError(f'program: expected "fastdw-program ...", got {text[:40]!r}')
     header = _pairs(head[1:], 1)
+    target = header.pop("target", CPU)
+    if target not in TARGETS:
+        raise ValueError(f"program: line 1: target: expected one of {TARGETS}, got {target!r}")
     if list(header) != ["version", "channels", "outputs"] or header["version"] != str(VERSION):
         raise ValueError(
             f"program: line 1: expected version={VERSION} channels= outputs=, got {lines[0]!r}"
@@ -166,7 +173,7 @@ def parse_program(text: str) -> Program:
     unknown = [value for value in outputs if value not in widths or value == "x"]
     if unknown:
         raise ValueError(f"program: line 1: no step computes the outputs {', '.join(unknown)}")
-    return Program(channels, outputs, tuple(steps))
+    return Program(channels, outputs, tuple(steps), target)
 
 
 def _pairs(tokens: Sequence[str], number: int) -> dict[str, str]:

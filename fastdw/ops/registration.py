@@ -2,7 +2,7 @@
 
 Each op module describes its op once, as an ``Op``; from these descriptions come the rows of the
 backend table and, when the library is loaded, fakes, gradients, autocast kernels and FLOP formulas.
-Schemas stand in ``csrc/library.cpp`` only.
+Schemas stand in ``csrc/schemas.h`` and ``csrc/library.cpp`` only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from fastdw import backends
+from fastdw import backends, native
 from fastdw.geometry import Padding, Pair
 from fastdw.geometry import normalize_padding as normalize_padding
 from fastdw.geometry import normalize_pair as normalize_pair
@@ -58,13 +58,22 @@ def define(op: Op) -> Op:
             raise ImportError(str(_missing))
         return getattr(torch.ops.fastdw, op.name)(*arguments)
 
+    def limits(call: backends.Call) -> str | None:
+        if call.device == "cuda":
+            [x, *_] = call.arguments
+            assert isinstance(x, Tensor)
+            reason = native.cuda_reason(x.device.index)
+            if reason is not None:
+                return reason
+        return None if op.native_limits is None else op.native_limits(call)
+
     def run_reference(x: Tensor, *arguments: object) -> Tensor:
         with without_autocast(x.device.type):
             return op.reference(x, *arguments)
 
     backends.ROWS[op.name] = [
         backends.BackendRow(
-            op.name, "cpp", ("cpu", "meta"), ALL_DTYPES, run_native, op.native_limits
+            op.name, "cpp", ("cpu", "cuda", "meta"), ALL_DTYPES, run_native, limits
         ),
         backends.BackendRow(op.name, "torch", (), ALL_DTYPES, run_reference),
     ]
@@ -130,8 +139,6 @@ def load() -> None:
     if _namespace is not None:
         return
     try:
-        from fastdw import native
-
         native.load()
     except ImportError as error:
         _missing = error

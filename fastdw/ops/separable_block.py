@@ -49,7 +49,7 @@ def separable_block(
         TypeError: a dtype does not fit.
         BackendRefused: the backend asked for cannot run the call.
 
-    Backends: cpp (CPU; as many depthwise filters as channels), torch.
+    Backends: cpp (CPU, CUDA; as many depthwise filters as channels), torch.
 
     Source: Howard et al., MobileNets (2017), section 3.1, figure 3.
     """

@@ -54,7 +54,7 @@ def stem_conv(
         TypeError: a dtype does not fit.
         BackendRefused: the backend asked for cannot run the call.
 
-    Backends: cpp (CPU), torch.
+    Backends: cpp (CPU, CUDA), torch.
 
     Source: Howard et al., MobileNets (2017), table 1, first row.
     """

@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastdw import backends
+from fastdw import backends, native
 from fastdw.nn.fused_module import is_transformed, op_tensors
+from fastdw.ops.program import CPU, parse_program
+from fastdw.plan import packed_layout
 from fastdw.plan.record import Recording, record
-
-HEADER_BYTES = 64
-HEADER = struct.Struct("<4sIII")
 
 
 def pack(recording: Recording) -> tuple[Tensor, str]:
-    """Pack the weights of a recording.
+    """Pack the weights of a recording for the CPU.
 
     Returns:
         The uint8 buffer (a header of 64 bytes, then one blob a step) and the program's text with
         the places of the blobs.
     """
-    header = HEADER.pack(b"FDWP", 1, 0, len(recording.program.steps)).ljust(HEADER_BYTES, b"\0")
-    blobs = [torch.frombuffer(bytearray(header), dtype=torch.uint8)]
-    steps, offset_bytes = [], HEADER_BYTES
+    blobs: list[Tensor | None] = []
     for step, units in zip(recording.program.steps, recording.units, strict=True):
-        steps.append(replace(step, weights=offset_bytes if units else 0))
+        blob = None
         if units:
-            tensors = [None if t is None else t.float() for t in op_tensors(step.op, units)]
-            blobs.append(getattr(torch.ops.fastdw, f"pack_{step.op}").default(*tensors))
-            offset_bytes += blobs[-1].numel()
-    return torch.cat(blobs), str(replace(recording.program, steps=tuple(steps)))
+            tensors = [None if t is None else t.float().cpu() for t in op_tensors(step.op, units)]
+            blob = getattr(torch.ops.fastdw, f"pack_{step.op}").default(*tensors)
+        blobs.append(blob)
+    return packed_layout.join(blobs, recording.program, torch.device("cpu"))
+
+
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where the first floating-point parameter of `model` lies, and its dtype."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
 
 
 def share_state(wrapper: nn.Module, model: nn.Module) -> None:
@@ -57,8 +60,11 @@ class PlannedNetwork(nn.Module):
     gradient, under a transform of `torch.func`, forward-mode gradients or `use_backend("torch")`)
     then run through those children, block by block.
 
-    Without them, `state_dict` is the packed buffer only, such inputs are refused, and so is a
-    change of dtype or device.
+    Without them, `state_dict` is the packed buffer only, such inputs are refused, and so is another
+    dtype on the CPU.
+
+    Moved to CUDA, the packed weights are rearranged and take the network's dtype (fp32, fp16 or
+    bf16), and a call is one launch of a CUDA graph.
 
     Args:
         model: the converted network.
@@ -68,27 +74,31 @@ class PlannedNetwork(nn.Module):
     Attributes:
         packed: uint8 [bytes], all weights.
         program: the steps as text.
+        dtype: of the images that the op takes: fp32 on the CPU.
     """
 
     packed: Tensor
     program: str
+    dtype: torch.dtype
 
     def __init__(self, model: nn.Module, recording: Recording, keep_weights: bool = True) -> None:
         super().__init__()
         packed, self.program = pack(recording)
+        device, dtype = placement(model)
         self.structure: pytree.TreeSpec = recording.structure
         self._model: tuple[nn.Module, ...] = ()
         if keep_weights:
             share_state(self, model)
             self.register_load_state_dict_post_hook(_repack)
-        self.register_buffer("packed", packed, persistent=not keep_weights)
+        self.register_buffer("packed", packed.to(device), persistent=not keep_weights)
+        self._rearrange(None if device.type == "cpu" else dtype)
         super().train(False)
 
     def forward(self, x: Tensor) -> Any:
         """Run the network.
 
         Args:
-            x: fp32 image [batch, channels, height, width], any memory format.
+            x: image [batch, channels, height, width] in `dtype`, any memory format.
 
         Returns:
             What the network returned: feature maps are channels_last.
@@ -114,10 +124,13 @@ class PlannedNetwork(nn.Module):
             return f"x: expected a Tensor, got {type(x).__name__}"
         if is_transformed():
             return "x: expected no torch.func transform or forward-mode gradient around the call"
-        if x.dtype is not torch.float32:
-            return f"x: expected fp32, got {backends.DTYPE_NAMES.get(x.dtype, str(x.dtype))}"
-        if not (x.is_cpu and packed.is_cpu):
-            return f"x: expected a tensor on the CPU, got one on {x.device}"
+        if x.dtype is not self.dtype:
+            wanted, got = (backends.DTYPE_NAMES.get(d, str(d)) for d in (self.dtype, x.dtype))
+            return f"x: expected {wanted}, got {got}"
+        if x.device != packed.device:
+            return f"x: expected a tensor on {packed.device}, got one on {x.device}"
+        if not x.is_cpu and " target=cuda_" not in self.program:
+            return f"x: no planned network runs on {x.device}: {native.cuda_reason()}"
         if x.requires_grad and torch.is_grad_enabled():
             return "x: expected no requires_grad, a planned network has no gradient"
         backend = backends.current_backend()
@@ -130,14 +143,32 @@ class PlannedNetwork(nn.Module):
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PlannedNetwork:
-        if not self._model:
-            probe = fn(torch.empty(0))
+        probe = fn(torch.empty(0, dtype=self.dtype))
+        goes_to_cuda = probe.is_cuda and probe.dtype in packed_layout.DTYPES
+        if not self._model and not goes_to_cuda:
             if probe.dtype is not torch.float32 or probe.device.type != "cpu":
                 raise RuntimeError(
-                    f"the packed weights are fp32 on the CPU and stay so, got {probe.dtype} on "
+                    f"the packed weights run in fp32 on the CPU or on CUDA, got {probe.dtype} on "
                     f"{probe.device}: optimize(..., keep_weights=True) keeps weights that can move"
                 )
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        loaded = goes_to_cuda and native.cuda_reason() is None
+        self._rearrange(probe.dtype if loaded else None)
+        return self
+
+    def _rearrange(self, dtype: torch.dtype | None) -> None:
+        """Lay the packed weights out for CUDA in `dtype`, or for the CPU if it is None."""
+        now = parse_program(self.program).target
+        target = CPU if dtype is None else packed_layout.target_name(dtype)
+        self.dtype = torch.float32 if dtype is None else dtype
+        if now == target:
+            return
+        device, packed = self.packed.device, self.packed
+        if now != CPU:
+            packed, self.program = packed_layout.to_cpu_layout(packed, self.program)
+        if dtype is not None:
+            packed, self.program = packed_layout.to_cuda_layout(packed, self.program, dtype)
+        self.packed = packed.to(device)
 
     def extra_repr(self) -> str:
         return f"planned: {self.program.count(chr(10)) - 1} steps, {self.packed.numel():,} bytes"
@@ -146,5 +177,8 @@ class PlannedNetwork(nn.Module):
 def _repack(network: PlannedNetwork, _: Any) -> None:
     """Pack the weights that `load_state_dict` brought."""
     with torch.no_grad():
-        packed, network.program = pack(record(network._model[0]))
+        packed, program = pack(record(network._model[0]))
+        if parse_program(network.program).target != CPU:
+            packed, program = packed_layout.to_cuda_layout(packed, program, network.dtype)
+    network.program = program
     network.packed.copy_(packed)

@@ -1,5 +1,6 @@
 // How a block is cut so that its hidden tensor stays in the L2 cache (half of it is for weights): a
-// band of output rows is expanded, filtered and projected before the next one starts.
+// band of output rows is expanded, filtered and projected before the next one starts. The user may
+// have chosen otherwise (FASTDW_BLOCKING).
 #pragma once
 
 #include "kernels/cpu/simd/vec.h"
@@ -35,7 +36,8 @@ FASTDW_INLINE BlockBlocking block_blocking(const InvertedResidualParams& params,
     const bool single = band >= rows;
     cut.band_rows = band;
     cut.ring_rows = smaller(params.height, rows_under(params.window, band));
-    cut.chunk_blocks = smaller(hidden_blocks, single ? 4 : kTileBlocks);
+    cut.chunk_blocks = params.chunk_blocks != 0 ? params.chunk_blocks : single ? 4 : kTileBlocks;
+    cut.chunk_blocks = smaller(hidden_blocks, cut.chunk_blocks);
     cut.slab_blocks = single ? cut.chunk_blocks : hidden_blocks;
     cut.slab_floats = cut.slab_blocks * cut.ring_rows * hidden_row;
     cut.filtered_floats = hidden_blocks * band * filtered_row;
@@ -44,6 +46,7 @@ FASTDW_INLINE BlockBlocking block_blocking(const InvertedResidualParams& params,
         copies_input ? channel_blocks(params.channels_in) * cut.ring_rows * hidden_row : 0;
     return cut;
   };
+  if (params.band_rows != 0) return cut(params.band_rows);
   const BlockBlocking whole = cut(rows);
   if (whole.slab_floats + whole.filtered_floats <= kCacheFloats) return whole;
   BlockBlocking best = cut(1);

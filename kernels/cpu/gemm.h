@@ -133,7 +133,8 @@ FASTDW_INLINE GemmTilesFunction gemm_tiles_of(int64_t rows) {
 struct Gemm {
   const float* a;
   int64_t a_block;
-  PointwiseWeights weights;
+  PointwiseWeights weights;  // bias may be null: the sums start from 0
+  int64_t b_panel;           // floats from one panel to the next; 0: depth * 16
   int64_t depth, channels_out;
   int64_t first_block, last_block;  // the panels to compute
   const float* residual;            // where pixel 0 of panel 0 is, or null
@@ -159,15 +160,17 @@ void gemm(const Gemm& call) {
                             (call.residual == nullptr || call.activation == Activation::none);
   const int64_t count = ceil_div(call.pixels, kTileRows);  // as equal as they can be
   const int64_t fewer = call.pixels / count, longer = call.pixels - count * fewer;
+  static constexpr float kNoBias[kTileBlocks * kChannelBlock] = {};
+  const int64_t b_panel = call.b_panel != 0 ? call.b_panel : call.depth * kChannelBlock;
   for (int64_t block = call.first_block; block < call.last_block; block += kTileBlocks) {
     const int64_t blocks = smaller(kTileBlocks, call.last_block - block);
     GemmTiles tiles{};
     tiles.a = call.a;
     tiles.a_block = call.a_block;
     tiles.depth = call.depth;
-    tiles.b = call.weights.panels + block * call.depth * kChannelBlock;
-    tiles.b_panel = call.depth * kChannelBlock;
-    tiles.bias = call.weights.bias + block * kChannelBlock;
+    tiles.b = call.weights.panels + block * b_panel;
+    tiles.b_panel = b_panel;
+    tiles.bias = call.weights.bias ? call.weights.bias + block * kChannelBlock : kNoBias;
     tiles.c = call.c + block * call.c_block;
     tiles.c_pixel = call.c_pixel;
     tiles.c_block = call.c_block;

@@ -9,6 +9,7 @@
 #include "kernels/cpu/blocking.h"
 #include "kernels/cpu/depthwise_rows.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/hidden_share_sum.h"
 #include "kernels/cpu/notes.h"
 
 namespace fastdw {
@@ -63,6 +64,11 @@ struct PointwiseExpand {
   }
 };
 
+// The first hidden block (of 16 channels) of a share.
+FASTDW_INLINE int64_t first_block_of(const InvertedResidualParams& params, int64_t share) {
+  return channel_blocks(params.channels_hidden) * share / params.hidden_shares;
+}
+
 // The block over one expansion. Without expansion (params.has_expand) `expand` is not used.
 template <class Expand>
 struct BlockBands {
@@ -70,16 +76,17 @@ struct BlockBands {
   BlockBlocking blocking;
   Expand& expand;
   float *slab, *filtered;
+  int64_t first_share, last_share;  // of the hidden channels
 
   // Rows [first_row, last_row) of one image.
   void run(int64_t image, int64_t first_row, int64_t last_row) const {
     const Window& window = params.window;
     const float* x = params.x + image * params.x_layout.image;
-    float* y = params.y + image * params.y_layout.image;
     if (params.has_expand) expand.begin_image(image);
     int64_t expanded = 0;  // rows before this one are in the ring, or no longer needed
     int64_t slot = 0;      // the ring's place of row `oldest`
     int64_t oldest = -1;
+    const int64_t end_block = first_block_of(params, last_share);
     for (int64_t row = first_row; row < last_row; row += blocking.band_rows) {
       const int64_t rows = smaller(blocking.band_rows, last_row - row);
       const int64_t top = row * window.stride_h - window.pad_top;
@@ -93,22 +100,22 @@ struct BlockBands {
       }
       oldest = from;
       if (params.has_expand) expand.take_rows(expanded, to);
-      for (int64_t block = 0; block < hidden_blocks(); block += blocking.chunk_blocks) {
-        const int64_t last_block = smaller(block + blocking.chunk_blocks, hidden_blocks());
+      for (int64_t block = first_block(); block < end_block; block += blocking.chunk_blocks) {
+        const int64_t last_block = smaller(block + blocking.chunk_blocks, end_block);
         if (params.has_expand) fill_ring(expanded, to, oldest, slot, block, last_block);
         filter(x, oldest, slot, row, rows, block, last_block);
       }
       expanded = larger(expanded, to);
-      project(x, y, row, rows);
+      params.hidden_shares > 1 ? project_shares(image, row, rows) : project(image, row, rows);
     }
   }
 
-  int64_t hidden_blocks() const { return channel_blocks(params.channels_hidden); }
+  int64_t first_block() const { return first_block_of(params, first_share); }
   int64_t row_floats() const { return params.width * kChannelBlock; }
   int64_t slab_stride() const { return blocking.ring_rows * row_floats(); }
   // With one band the chunks take turns in the slab.
   float* slab_of(int64_t block) const {
-    return slab + block % blocking.slab_blocks * slab_stride();
+    return slab + (block - first_block()) % blocking.slab_blocks * slab_stride();
   }
 
   void fill_ring(int64_t from, int64_t to, int64_t oldest, int64_t slot, int64_t block,
@@ -148,44 +155,89 @@ struct BlockBands {
         call.load_channels =
             smaller(kChannelBlock, params.channels_hidden - block * kChannelBlock);
       }
-      call.y = filtered + block * blocking.band_rows * call.y_row_stride;
+      call.y = filtered + (block - first_block()) * filtered_stride();
       call.taps = params.depthwise.taps + block * taps;
       call.bias = params.depthwise.bias + block * kChannelBlock;
       depthwise_block(call);
     }
   }
 
-  void project(const float* x, float* y, int64_t row, int64_t rows) const {
-    const int64_t pixel = row * params.width_out;
+  int64_t filtered_stride() const {
+    return blocking.band_rows * params.width_out * kChannelBlock;
+  }
+
+  // The filtered hidden channels by their weights, to y or to partial sums.
+  Gemm projection(int64_t share, int64_t end_share, float* to, int64_t row, int64_t rows,
+                  const Layout& layout) const {
+    const int64_t block = first_block_of(params, share);
+    const int64_t end_block = first_block_of(params, end_share);
     Gemm call{};
-    call.a = filtered;
-    call.a_block = blocking.band_rows * params.width_out * kChannelBlock;
+    call.a = filtered + (block - first_block()) * filtered_stride();
+    call.a_block = filtered_stride();
     call.weights = params.project;
-    call.depth = params.channels_hidden;
+    call.weights.panels += block * kChannelBlock * kChannelBlock;
+    call.b_panel = params.channels_hidden * kChannelBlock;
+    call.depth =
+        smaller(params.channels_hidden, end_block * kChannelBlock) - block * kChannelBlock;
     call.channels_out = params.channels_out;
     call.last_block = channel_blocks(params.channels_out);
-    call.residual = params.residual ? x + pixel * params.x_layout.pixel : nullptr;
-    call.residual_pixel = params.x_layout.pixel;
-    call.residual_block = params.x_layout.block;
-    call.c = y + pixel * params.y_layout.pixel;
-    call.c_pixel = params.y_layout.pixel;
-    call.c_block = params.y_layout.block;
+    call.c = to + row * params.width_out * layout.pixel;
+    call.c_pixel = layout.pixel;
+    call.c_block = layout.block;
     call.pixels = rows * params.width_out;
+    return call;
+  }
+
+  void project(int64_t image, int64_t row, int64_t rows) const {
+    const Layout &x = params.x_layout, &y = params.y_layout;
+    Gemm call = projection(first_share, last_share, params.y + image * y.image, row, rows, y);
+    if (params.residual)
+      call.residual = params.x + image * x.image + row * params.width_out * x.pixel;
+    call.residual_pixel = x.pixel;
+    call.residual_block = x.block;
     call.activation = params.project_activation;
     gemm(call);
+  }
+
+  // One share after the other for the same panels: the weights are read in their order. Who has all
+  // shares adds them while they are in the L1 cache.
+  void project_shares(int64_t image, int64_t row, int64_t rows) const {
+    const Layout layout =
+        blocked_layout(params.channels_out, params.height_out * params.width_out);
+    const int64_t blocks = channel_blocks(params.channels_out);
+    const bool is_last = row + rows == params.height_out;
+    const bool adds = is_last && last_share - first_share == params.hidden_shares;
+    for (int64_t block = 0; block < blocks; block += kTileBlocks) {
+      const int64_t end_block = smaller(block + kTileBlocks, blocks);
+      for (int64_t share = first_share; share < last_share; ++share) {
+        const int64_t before = image * params.hidden_shares + share;
+        float* sums = params.partial_sums + before * layout.image;
+        Gemm call = projection(share, share + 1, sums, row, rows, layout);
+        if (share > 0) call.weights.bias = nullptr;
+        call.channels_out = blocks * kChannelBlock;  // whole blocks: the sums are ours
+        call.first_block = block;
+        call.last_block = end_block;
+        gemm(call);
+      }
+      for (int64_t b = block; adds && b < end_block; ++b) add_shares(params, image, b);
+    }
   }
 };
 
 template <class Expand>
 void run_block_bands(const InvertedResidualParams& params, const BlockBlocking& blocking,
                      Expand& expand, int64_t begin, int64_t end, float* scratch) {
-  const BlockBands<Expand> bands{params, blocking, expand, scratch,
-                                 scratch + blocking.slab_floats};
+  const int64_t shares = params.hidden_shares, image_units = shares * params.height_out;
   for (int64_t unit = begin; unit < end;) {
-    const int64_t image = unit / params.height_out, row = unit % params.height_out;
+    const int64_t image = unit / image_units, share = unit % image_units / params.height_out;
+    const int64_t row = unit % params.height_out;
+    const bool whole_image = unit % image_units == 0 && end - unit >= image_units;
     const int64_t rows = smaller(end - unit, params.height_out - row);
+    const int64_t end_share = whole_image ? shares : share + 1;
+    const BlockBands<Expand> bands{params, blocking, expand, scratch,
+                                   scratch + blocking.slab_floats, share, end_share};
     bands.run(image, row, row + rows);
-    unit += rows;
+    unit += (end_share - share) * rows;
   }
 }
 
@@ -205,6 +257,7 @@ int64_t inverted_residual_scratch(const InvertedResidualParams& params) {
 void describe_inverted_residual(const InvertedResidualParams& params, int64_t, int64_t,
                                 const Notes& notes) {
   const BlockBlocking blocking = block_blocking(params, params.height_out);
+  if (params.hidden_shares > 1) notes.add(notes.to, "hidden_shares", params.hidden_shares);
   notes.add(notes.to, "band_rows", blocking.band_rows);
   notes.add(notes.to, "ring_rows", blocking.ring_rows);
   notes.add(notes.to, "chunk_channels", blocking.chunk_blocks * kChannelBlock);

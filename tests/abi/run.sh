@@ -8,12 +8,12 @@ python=${PYTHON:-python3}
 read -ra versions <<< "${TORCH_VERSIONS:-2.14.1 2.13.0}"
 work=$PWD/build/abi
 check=$PWD/tests/abi/check.py
-export PIP_DISABLE_PIP_VERSION_CHECK=1
+export PIP_DISABLE_PIP_VERSION_CHECK=1 FASTDW_CUDA=0
 
 source_copy() { # Folder: the sources without anything that was built
     rm -rf "$1/fastdw"
     mkdir -p "$1"
-    cp -rp setup.py pyproject.toml MANIFEST.in README.md LICENSE csrc kernels fastdw "$1"
+    cp -rp setup.py pyproject.toml MANIFEST.in README.md LICENSE build_tools csrc kernels fastdw "$1"
     find "$1/fastdw" \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
 }
 

@@ -27,9 +27,9 @@ echo "== building an instrumented copy in $build"
 mkdir -p "$build"
 rm -rf "$build/fastdw"
 # Files keep their times, so that a second run compiles only what has changed.
-cp -rp setup.py pyproject.toml MANIFEST.in README.md LICENSE csrc kernels fastdw "$build"
+cp -rp setup.py pyproject.toml MANIFEST.in README.md LICENSE build_tools csrc kernels fastdw "$build"
 find "$build/fastdw" \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
-export CXX
+export CXX FASTDW_CUDA=0
 export CXXFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 LDFLAGS="-fsanitize=address,undefined" \
     bash -c "cd '$build' && '$python' setup.py --quiet build_ext --inplace"

@@ -1,15 +1,19 @@
-#include "csrc/cpu/network_program.h"
+#include "csrc/network_program.h"
 
 #include <algorithm>
 #include <charconv>
 #include <limits>
+#include <list>
 #include <map>
+#include <mutex>
 #include <string_view>
+#include <utility>
 
 namespace fastdw {
 namespace {
 
 constexpr size_t kMostSteps = 4096;
+constexpr size_t kCachedPrograms = 64;
 
 std::vector<std::string_view> split(std::string_view text, char separator) {
   std::vector<std::string_view> parts;
@@ -46,6 +50,8 @@ class Fields {
   }
 
   const std::string& where() const { return where_; }
+
+  bool has(std::string_view key) const { return fields_.count(key) > 0; }
 
   std::string_view text(std::string_view key) {
     const auto field = fields_.find(key);
@@ -109,6 +115,7 @@ class ProgramParser {
     FASTDW_CHECK(header.text("version") == "1", "program: line 1: expected version=1");
     add_value("x", header.number("channels", 1), false);
     const std::vector<std::string_view> outputs = split(header.text("outputs"), ',');
+    if (header.has("target")) program_.target = header.text("target");
     header.finish();
     for (size_t line = 1; line < lines_.size(); ++line) add_step(line + 1);
     program_.lines = static_cast<int64_t>(lines_.size()) - 1;
@@ -265,5 +272,21 @@ class ProgramParser {
 }  // namespace
 
 Program parse_program(const std::string& text) { return ProgramParser(text).parse(); }
+
+std::shared_ptr<const Program> find_program(const std::string& text) {
+  using Entry = std::pair<std::string, std::shared_ptr<const Program>>;
+  static std::mutex mutex;
+  static std::list<Entry> programs;  // the latest used first
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = std::find_if(programs.begin(), programs.end(),
+                                  [&](const Entry& entry) { return entry.first == text; });
+  if (found != programs.end()) {
+    programs.splice(programs.begin(), programs, found);
+    return programs.front().second;
+  }
+  programs.emplace_front(text, std::make_shared<const Program>(parse_program(text)));
+  if (programs.size() > kCachedPrograms) programs.pop_back();
+  return programs.front().second;
+}
 
 }  // namespace fastdw

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -42,8 +43,12 @@ struct Program {
   std::vector<ProgramStep> steps;
   std::vector<int> outputs;
   int64_t lines = 0;  // steps as the text counts them
+  std::string target = "cpu";  // cpu, cuda_fp32, cuda_fp16 or cuda_bf16: how the weights lie
 };
 
 Program parse_program(const std::string& text);
+
+// From a bounded cache; the same text gives the same object as long as somebody holds it.
+std::shared_ptr<const Program> find_program(const std::string& text);
 
 }  // namespace fastdw

@@ -1,0 +1,131 @@
+"""Whole networks: fastdw planned and converted against torch eager, at small and large batches."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastdw
+from fastdw.benchmark.gpu.bench import Bench, Item
+from fastdw.benchmark.gpu.contenders import Contender, Race, largest_difference, rotate
+from fastdw.benchmark.gpu.device import Device
+from fastdw.benchmark.gpu.launches import Run
+from fastdw.benchmark.gpu.settings import DTYPES, Network, network_tolerance, products_in
+from fastdw.benchmark.models import calibrate_batch_norm, float64_output
+from fastdw.benchmark.providers.plain_torch import plain
+from fastdw.convert import convert
+
+FASTDW = ("fastdw-planned", "fastdw-modules")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A network in one precision on the device, with images and what it must make of them."""
+
+    model: nn.Module
+    images: Tensor
+    truth: Tensor
+
+
+@lru_cache(maxsize=1)
+def trial_of(network: Network, precision: str, device: Device, images: int) -> Trial:
+    """The truth is that of the rounded weights and images, in float64 on the CPU."""
+    dtype, where = DTYPES[precision], device.torch_device
+    model = copy.deepcopy(calibrated(network)).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    size = network.resolution
+    x = torch.randn((images, 3, size, size), generator=generator).to(dtype)
+    truth = torch.from_numpy(float64_output(model, x))
+    return Trial(model.to(where), x.to(where), truth.to(where))
+
+
+@lru_cache(maxsize=8)
+def calibrated(network: Network) -> nn.Module:
+    """The network with random weights, and statistics that keep the signal at size one."""
+    torch.manual_seed(0)
+    model = fastdw.models.create(network.model, **network.options)
+    calibrate_batch_norm(model, network.resolution)
+    return model
+
+
+def planned(trial: Trial) -> Run:
+    # The benchmark compares by itself: optimize is not to fall back to torch where it differs.
+    fast = fastdw.optimize(trial.model, trial.images[:1], tolerance=math.inf)
+    report: Any = fast.report
+    if not report.planned:
+        raise RuntimeError(f"not planned: {report.plan_reason}")
+    return fast
+
+
+def converted(model: nn.Module) -> nn.Module:
+    """A copy with fastdw's modules."""
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a network of fastdw.models is fused already
+        convert(model)
+    return model
+
+
+def eager(model: nn.Module) -> nn.Module:
+    """A copy that runs no op of fastdw."""
+    return plain(model).to(memory_format=torch.channels_last)
+
+
+BUILDERS: dict[str, Callable[[Trial], Run]] = {
+    "fastdw-planned": planned,
+    "fastdw-modules": lambda trial: converted(trial.model),
+    "torch-eager": lambda trial: eager(trial.model),
+}
+# A planned network reads images as they come; torch wants them channels_last.
+LAYOUTS = {"fastdw-planned": torch.contiguous_format}
+
+
+def items(bench: Bench) -> Iterator[Item]:
+    sizes = bench.sizes
+    for precision in sizes.precisions:
+        for network in sizes.networks:
+            for batch in sizes.batches:
+                key = f"{network.label} {precision} batch {batch}"
+                yield Item(key, partial(race, bench, network, precision, batch, BUILDERS))
+
+
+def race(
+    bench: Bench,
+    network: Network,
+    precision: str,
+    batch: int,
+    builders: dict[str, Callable[[Trial], Run]],
+) -> None:
+    """Check and time the builders' networks on the same images."""
+    with products_in(precision):
+        trial = trial_of(network, precision, bench.device, bench.sizes.distinct)
+        batches = rotate(batch, len(trial.images), _batch_bytes(trial, batch), bench.device)
+        contenders = [
+            Contender(name, partial(build, trial), layout=LAYOUTS.get(name, torch.channels_last))
+            for name, build in builders.items()
+        ]
+
+        def check(contender: Contender, output: Any, number: int) -> tuple[float, float]:
+            truth = trial.truth[batches.indices[number]]
+            return largest_difference(output, truth), network_tolerance(precision)
+
+        about = {"network": network.label, "batch": batch, "precision": precision}
+        Race(
+            bench, "networks", about, check, lambda ms: {"images_per_second": 1e3 * batch / ms}
+        ).run(contenders, trial.images, batches, ways(bench.device, batch))
+
+
+def ways(device: Device, batch: int) -> Sequence[str]:
+    return device.latency_ways if batch == 1 else device.throughput_ways
+
+
+def _batch_bytes(trial: Trial, batch: int) -> int:
+    return trial.images[0].numel() * trial.images.element_size() * batch

@@ -1,0 +1,136 @@
+// The block kernel's copies from global to shared memory.
+#pragma once
+
+#include "kernels/cuda/inverted_residual.cuh"
+
+namespace fastdw::cuda::block {
+
+// Fills what no copy and no expansion writes: padding, and pixels that only fill up a warp tile.
+template <class Shape>
+__device__ __forceinline__ void Kernel<Shape>::begin() const {
+  constexpr int kChunks = kSlabPitch<T> / kPackLanes<T>;
+  const int hidden_chunks = tiling.hidden_slots * hidden_elements() / kPackLanes<T>;
+  for (int i = thread(); i < hidden_chunks; i += kThreads)
+    store_shared(shared_at<WidePack<T>>(tiling.hidden_at) + i, WidePack<T>{});
+  const int spare = tiling.pixels_out - pixels_out();
+  for (int i = thread(); i < tiling.filtered_slots * spare * kChunks; i += kThreads) {
+    const int row = i / kChunks, slot = row / spare;
+    filtered(slot).store(pixels_out() + row - slot * spare, i % kChunks, WidePack<T>{});
+  }
+  const int inside = region.pixels_in();
+  for (int i = thread(); i < tiling.pixels_in; i += kThreads) {
+    PixelPlace place{-1, 0};
+    if (i < inside) {
+      const int row = i / region.columns, column = i % region.columns;
+      const int image = row / region.rows, row_in_image = row % region.rows;
+      place.hidden =
+          (image * tiling.window_rows + region.below + row_in_image) * tiling.pitch +
+          region.beside + column;
+      place.global = (image * static_cast<int>(block.height) + row_in_image) *
+                         static_cast<int>(block.width) + column;
+    }
+    store_shared(places() + i, place);
+  }
+  __syncthreads();
+}
+
+// All channels of the pixels, for expand and the residual.
+template <class Shape>
+__device__ __forceinline__ void Kernel<Shape>::copy_x() const {
+  const int chunks = tiling.x_pitch / kPackLanes<T> - 1;
+  const int rows = (region.pixels_in() + kWarpTileRows - 1) / kWarpTileRows * kWarpTileRows;
+  const int64_t pixel = (region.image * block.height + region.row) * block.width + region.column;
+  const T* x = static_cast<const T*>(block.x) + pixel * block.channels_in;
+  for (int i = thread(); i < rows * chunks; i += kThreads) {
+    const int row = i / chunks, chunk = i - row * chunks;
+    const PixelPlace place = load_shared(places() + row);
+    const int channel = chunk * kPackLanes<T>;
+    const int count = place.hidden < 0 ? 0 : static_cast<int>(block.channels_in) - channel;
+    copy_chunk(x_tile().chunk(row, chunk),
+               count > 0 ? x + place.global * block.channels_in + channel : x, count,
+               tiling.wide_x);
+  }
+}
+
+// Without expand: the slab's channels, straight to where they are filtered.
+template <class Shape>
+__device__ __forceinline__ void Kernel<Shape>::copy_x_slab(int slab, int slot) const {
+  const int chunks = 2 * steps_of(slab), pixels = region.pixels_in();
+  const int64_t pixel = (region.image * block.height + region.row) * block.width + region.column;
+  const T* x = static_cast<const T*>(block.x) + pixel * block.channels_in + slab * kSlab<T>;
+  for (int i = thread(); i < pixels * chunks; i += kThreads) {
+    const int row = i / chunks, chunk = i - row * chunks;
+    const PixelPlace place = load_shared(places() + row);
+    const int channel = chunk * kPackLanes<T>;
+    const int count = channels_of(slab) - channel;
+    copy_chunk(hidden(slot) + place.hidden * kSlabPitch<T> + channel,
+               count > 0 ? x + place.global * block.channels_in + channel : x, count,
+               tiling.wide_x);
+  }
+}
+
+// Scales, biases and taps of a slab; the taps as they are, transpose_taps() follows.
+template <class Shape>
+__device__ __forceinline__ void Kernel<Shape>::copy_constants(int slab) const {
+  constexpr int kArrayChunks = kSlab<T> / kPackLanes<float>;
+  const int64_t first_channel = static_cast<int64_t>(slab) * kSlab<T>;
+  for (int i = recomputed(thread()); i < kAffineArrays * kArrayChunks; i += kThreads) {
+    const int array = i / kArrayChunks, channel = i % kArrayChunks * kPackLanes<float>;
+    const Epilogue& epilogue = array < 2 ? block.expand : block.depthwise;
+    const float* from = array % 2 == 0 ? epilogue.scale : epilogue.bias;
+    float* to = affine(slab, array) + channel;
+    const int count = channels_of(slab) - channel;
+    if (from != nullptr) {
+      copy_chunk(to, count > 0 ? from + first_channel + channel : from, count,
+                 tiling.wide_affine && (count >= kPackLanes<float> || count <= 0));
+    } else {
+      const float otherwise = array % 2 == 0 ? 1.f : 0.f;
+      store_shared(reinterpret_cast<WidePack<float>*>(to),
+                   WidePack<float>{{otherwise, otherwise, otherwise, otherwise}});
+    }
+  }
+  const int taps = static_cast<int>(block.window.kernel_h * block.window.kernel_w);
+  const T* from = static_cast<const T*>(block.depthwise_weight) + first_channel * taps;
+  const int all = kSlab<T> * taps, inside = channels_of(slab) * taps;
+  for (int i = thread() * kPackLanes<T>; i < all; i += kThreads * kPackLanes<T>)
+    copy_chunk(shared_at<T>(tiling.raw_taps_at) + i, i < inside ? from + i : from, inside - i,
+               tiling.wide_taps && (inside - i >= kPackLanes<T> || i >= inside));
+}
+
+// [channel][tap] as torch has it -> fp32 [tap][channel].
+template <class Shape>
+__device__ __forceinline__ void Kernel<Shape>::transpose_taps(int slab) const {
+  const int taps = static_cast<int>(block.window.kernel_h * block.window.kernel_w);
+  const int channels = steps_of(slab) * kStepDepth<T>;
+  for (int i = thread(); i < channels * taps; i += kThreads) {
+    const int channel = i / taps, tap = i - channel * taps;
+    store_shared(shared_at<float>(tiling.taps_at) + tap * kTapPitch<T> + channel,
+                 to_float(load_shared(shared_at<T>(tiling.raw_taps_at) + i)));
+  }
+}
+
+template <class Shape>
+__device__ __forceinline__ void Kernel<Shape>::copy_expand_weights(int slab) const {
+  const int channels = channels_of(slab);
+  const T* from = static_cast<const T*>(block.expand_weight) +
+                  static_cast<int64_t>(slab) * kSlab<T> * block.channels_in;
+  copy_matrix<kThreads>(expand_weights(), from, block.channels_in, channels,
+                        static_cast<int>(block.channels_in),
+                        (channels + kExpandColumns - 1) / kExpandColumns * kExpandColumns,
+                        tiling.x_pitch / kPackLanes<T> - 1, tiling.wide_expand);
+}
+
+template <class Shape>
+__device__ __forceinline__ void Kernel<Shape>::copy_project_weights(int slab, int pass,
+                                                                    int slot) const {
+  const int64_t first = static_cast<int64_t>(pass) * Shape::kColumns;
+  const int rows = columns_of(pass);
+  const T* from = static_cast<const T*>(block.project_weight) + first * block.channels_hidden +
+                  static_cast<int64_t>(slab) * kSlab<T>;
+  copy_matrix<kThreads>(
+      project_weights(slot), from, block.channels_hidden, rows, channels_of(slab),
+      (rows + Shape::kWarpColumns - 1) / Shape::kWarpColumns * Shape::kWarpColumns,
+      2 * steps_of(slab), tiling.wide_project);
+}
+
+}  // namespace fastdw::cuda::block

@@ -1,0 +1,133 @@
+// The block kernel's way through the slabs of hidden channels.
+#pragma once
+
+#include "kernels/cuda/inverted_residual.cuh"
+
+namespace fastdw::cuda::block {
+
+template <class Shape>
+__device__ __forceinline__ void Kernel<Shape>::expand(int slab) const {
+  const int down = (region.pixels_in() + kWarpTileRows - 1) / kWarpTileRows;
+  const int across = (channels_of(slab) + kExpandColumns - 1) / kExpandColumns;
+  const int steps = (tiling.x_pitch / kPackLanes<T> - 1) / 2;
+#pragma unroll 1
+  for (int i = warp(); i < down * across; i += Shape::kWarps) {
+    const int row = i / across * kWarpTileRows, column = i % across * kExpandColumns;
+    float sums[2][4][4] = {};
+    multiply<Math, T, 1>(sums, x_tile(), row, 0, expand_weights(), column, 0, steps);
+    put_hidden(sums, slab, row, column);
+  }
+}
+
+// Channels beyond the last become zero, whatever x held (0 x inf is NaN).
+template <class Shape>
+__device__ __forceinline__ void Kernel<Shape>::put_hidden(float (&sums)[2][4][4], int slab,
+                                                          int row, int column) const {
+  const Activate activate(block.expand.activation);
+  const int channels = channels_of(slab);
+  int place[2][2];
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      place[m][half] = load_shared(
+          &places()[row + m * kFragmentRows + fragment::row(2 * half)].hidden);
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+    const int channel = column + n * kFragmentColumns + fragment::column(0);
+    float scale[2], bias[2], values[8];
+    unpack(scale, load_shared(reinterpret_cast<const Pack<float, 2>*>(affine(slab, 0) + channel)));
+    unpack(bias, load_shared(reinterpret_cast<const Pack<float, 2>*>(affine(slab, 1) + channel)));
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = fmaf(scale[i % 2], sums[i / 4][n][i % 4], bias[i % 2]);
+    activate.apply(values);
+#pragma unroll
+    for (int i = 0; i < 8; i += 2) {
+      const float pair[2] = {channel < channels ? values[i] : 0.f,
+                             channel + 1 < channels ? values[i + 1] : 0.f};
+      const int to = place[i / 4][i % 4 / 2];
+      store_shared_if(
+          reinterpret_cast<Pack<T, 2>*>(hidden(0) + to * kSlabPitch<T> + channel),
+          pack<T, 2>(pair), to >= 0);
+    }
+  }
+}
+
+template <class Shape>
+__device__ __forceinline__ void Kernel<Shape>::project(Sums& sums, int slab, int pass,
+                                                       int filtered_slot,
+                                                       int project_slot) const {
+  if (warp_row() >= pixels_out() || warp_column() >= columns_of(pass)) return;
+  multiply<Math, T, 1>(sums, filtered(filtered_slot), warp_row(), 0, project_weights(project_slot),
+                    warp_column(), 0, steps_of(slab));
+}
+
+// Weights have one place each: those of the next slab are copied while this one is filtered, which
+// does not read them.
+template <class Shape>
+__device__ __forceinline__ void Kernel<Shape>::copy_and_filter(int slab, int pass, int from,
+                                                               int to) const {
+  const int hidden_slot = tiling.hidden_slots > 1 ? (slab - from) & 1 : 0;
+  if (slab + 1 < to) {
+    copy_constants(slab + 1);
+    if (has_expand())
+      copy_expand_weights(slab + 1);
+    else if (tiling.hidden_slots > 1 || slab < from)
+      copy_x_slab(slab + 1, slab < from ? 0 : 1 - hidden_slot);
+  }
+  if (slab < from) {
+    if (has_expand()) copy_x();
+    commit_copies();
+    return;
+  }
+  copy_project_weights(slab, pass, 0);
+  commit_copies();
+  const FilterConstants constants{shared_at<float>(tiling.taps_at), affine(slab, 2),
+                                  affine(slab, 3)};
+  filter_slab<kThreads>(hidden(hidden_slot),
+                        filtered(tiling.filtered_slots > 1 ? slab - from : 0).data, constants,
+                        block, tiling, steps_of(slab) * kStepDepth<T>);
+}
+
+// The first pass expands, filters and projects every slab, the next slab's expansion along with
+// this one's projection: two barriers a slab. In further passes, over further output channels, all
+// slabs lie filtered in shared memory and only weights come, in turns into two places.
+template <class Shape>
+__device__ __forceinline__ void Kernel<Shape>::run() const {
+  const int from = split() * tiling.slabs_per_split;
+  const int to = smaller(from + tiling.slabs_per_split, tiling.slabs);
+  const int first_pass = group() * tiling.passes_per_block;
+  const int last_pass = smaller(first_pass + tiling.passes_per_block, tiling.passes);
+  begin();
+  int turn = 0;
+#pragma unroll 1
+  for (int pass = first_pass; pass < last_pass; ++pass) {
+    const bool first = pass == first_pass;
+    Sums sums = {};
+#pragma unroll 1
+    for (int slab = first ? from - 1 : from; slab < to; ++slab) {
+      const bool more = slab + 1 < to;
+      if (first) copy_and_filter(slab, pass, from, to);
+      wait_for_copies<0>();
+      __syncthreads();
+      if (first && more) {
+        if (!has_expand() && tiling.hidden_slots == 1 && slab >= from) copy_x_slab(slab + 1, 0);
+        transpose_taps(slab + 1);
+        if (has_expand()) expand(slab + 1);
+      } else if (more || pass + 1 < last_pass) {
+        copy_project_weights(more ? slab + 1 : from, more ? pass : pass + 1, 1 - turn);
+      }
+      commit_copies();
+      const int filtered_slot = tiling.filtered_slots > 1 ? slab - from : 0;
+      if (slab >= from) project(sums, slab, pass, filtered_slot, turn);
+      if (first) {
+        wait_for_copies<0>();
+        __syncthreads();
+      }
+      if (!first || !more) turn = 1 - turn;
+    }
+    finish(sums, pass);
+  }
+}
+
+}  // namespace fastdw::cuda::block

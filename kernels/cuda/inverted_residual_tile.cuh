@@ -1,0 +1,119 @@
+// What a thread block of the block kernel works on: its rectangle of pixels, tiles in shared memory
+// whose rows have an odd number of 16-byte chunks (8 neighbouring rows lie in different banks), and
+// copies into them.
+#pragma once
+
+#include "kernels/cuda/epilogue.cuh"
+#include "kernels/cuda/inverted_residual_tiling.h"
+#include "kernels/cuda/mma.cuh"
+
+namespace fastdw::cuda::block {
+
+template <class T>
+constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T));
+template <class T>
+constexpr int kSlabPitch = kSlab<T> + kPackLanes<T>;
+template <class T>
+constexpr int kTapPitch = kSlab<T> + 4;  // fp32: transposing the taps meets no bank conflict
+
+template <class T>
+struct PaddedTile {
+  T* data;
+  int pitch;  // elements
+
+  __device__ __forceinline__ int row_elements() const { return pitch; }
+  __device__ __forceinline__ T* element(int row, int column) const {
+    return data + row * pitch + column;
+  }
+  __device__ __forceinline__ T* chunk(int row, int index) const {
+    return element(row, index * kPackLanes<T>);
+  }
+  __device__ __forceinline__ WidePack<T> load(int row, int index) const {
+    return load_shared(reinterpret_cast<const WidePack<T>*>(chunk(row, index)));
+  }
+  __device__ __forceinline__ void store(int row, int index, const WidePack<T>& value) const {
+    store_shared(reinterpret_cast<WidePack<T>*>(chunk(row, index)), value);
+  }
+};
+
+template <class T>
+__device__ __forceinline__ T* shared_at(int bytes) {
+  return reinterpret_cast<T*>(dynamic_shared_memory() + bytes);
+}
+
+__device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
+__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
+__device__ __forceinline__ int larger(int a, int b) { return a > b ? a : b; }
+
+// One chunk from global memory: of its elements the first `count`, then zeros. wide: whole chunks
+// only, and aligned; then by cp.async.
+template <class T>
+__device__ __forceinline__ void copy_chunk(T* to, const T* from, int count, bool wide) {
+  if (wide) {
+    copy_async(to, from, count > 0);
+    return;
+  }
+  WidePack<T> value;
+#pragma unroll
+  for (int i = 0; i < kPackLanes<T>; ++i)
+    value.lane[i] = load_global_or_zero(i < count ? from + i : from, i < count);
+  store_shared(reinterpret_cast<WidePack<T>*>(to), value);
+}
+
+// A matrix's first `rows` rows, `stride` apart, of `columns` elements; zeros in the rest of
+// all_rows x all_chunks.
+template <int kThreads, class T>
+__device__ __forceinline__ void copy_matrix(const PaddedTile<T>& tile, const T* from,
+                                            int64_t stride, int rows, int columns, int all_rows,
+                                            int all_chunks, bool wide) {
+  for (int i = thread(); i < all_rows * all_chunks; i += kThreads) {
+    const int row = i / all_chunks, chunk = i % all_chunks;
+    const int count = row < rows ? columns - chunk * kPackLanes<T> : 0;
+    copy_chunk(tile.chunk(row, chunk),
+               count > 0 ? from + row * stride + chunk * kPackLanes<T> : from, count, wide);
+  }
+}
+
+// Where a pixel of x lies in the hidden tile, and in x, counted from the tile's first pixel.
+struct alignas(8) PixelPlace {
+  int hidden, global;
+};
+
+// Outputs of a thread block and the pixels of x under them, cut to the image.
+struct Region {
+  int64_t image;
+  int images;
+  int row_out, column_out;
+  int row, column;        // first pixel of x
+  int rows, columns;      // of x
+  int below, beside;      // where that pixel lies in the window
+
+  __device__ __forceinline__ Region(const InvertedResidualParams& block, const BlockTiling& tiling,
+                                    int64_t tile) {
+    const int64_t down = tile / tiling.tiles_across;
+    image = down / tiling.tiles_down * tiling.images;
+    images = smaller(tiling.images,
+                     static_cast<int>(block.batch - image < tiling.images ? block.batch - image
+                                                                          : tiling.images));
+    row_out = static_cast<int>(down % tiling.tiles_down) * tiling.rows;
+    column_out = static_cast<int>(tile % tiling.tiles_across) * tiling.columns;
+    const Window& window = block.window;
+    const int64_t top = row_out * window.stride_h - window.pad_top;
+    const int64_t left = column_out * window.stride_w - window.pad_left;
+    cut(row, rows, below, top, tiling.window_rows, block.height);
+    cut(column, columns, beside, left, tiling.window_columns, block.width);
+  }
+
+  __device__ __forceinline__ static void cut(int& first, int& count, int& skipped, int64_t from,
+                                             int length, int64_t size) {
+    const int64_t to = from + length < size ? from + length : size;
+    const int64_t start = from > 0 ? from : 0;
+    first = static_cast<int>(start);
+    count = to > start ? static_cast<int>(to - start) : 0;
+    skipped = static_cast<int>(start - from);
+  }
+
+  __device__ __forceinline__ int pixels_in() const { return images * rows * columns; }
+};
+
+}  // namespace fastdw::cuda::block

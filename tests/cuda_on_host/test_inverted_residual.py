@@ -1,0 +1,194 @@
+"""The CUDA inverted_residual, run on the host: values, repeatability, what it moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_checks import expected, random_windows
+from shapes import AWKWARD_CHANNELS, KINDS, LAYOUTS, Case, ids
+
+from cuda_on_host import host_library
+from cuda_on_host.block_checks import check_block, counted, eager_in_steps
+from cuda_on_host.host_checks import DTYPES, check_same_bits, run_on_host
+from fastdw.models.specs import mobilenet_v2_blocks
+
+OP = "inverted_residual"
+BLOCK = Case(OP, channels=8, channels_out=8, hidden=24)
+pytestmark = pytest.mark.usefixtures("nan_filled")
+
+CASES = [
+    *(replace(BLOCK, channels=c, channels_out=c, residual=True) for c in AWKWARD_CHANNELS),
+    *(replace(BLOCK, hidden=h, channels=9) for h in AWKWARD_CHANNELS),
+    *(replace(BLOCK, hidden=None, channels=c) for c in AWKWARD_CHANNELS),
+    *(replace(BLOCK, channels_out=c, stride=2, hidden=70) for c in (1, 7, 16, 33, 170, 330)),
+    *(replace(BLOCK, layout=layout, residual=True) for layout in LAYOUTS),
+    *(
+        replace(BLOCK, kernel=kernel, padding="same", height=11, width=10, stride=stride)
+        for kernel in ((1, 1), (2, 2), (4, 4), (5, 5), (7, 7), (3, 5))
+        for stride in (1, 2)
+    ),
+    *(replace(BLOCK, activation=a, residual=True) for a in ("none", "relu", "hardswish", "silu")),
+    *(replace(BLOCK, dilation=d, padding=d, residual=True) for d in (2, (1, 3))),
+    *(replace(BLOCK, padding=p) for p in (0, "keras_v1", (0, 2, 1, 3), (0, 3, 30, 40))),
+    *(replace(BLOCK, height=h, width=w) for h, w in ((1, 9), (9, 1), (1, 1), (12, 40), (37, 5))),
+    replace(BLOCK, stride=3, kernel=(2, 2), height=31),  # rows of x that no output sees
+    replace(BLOCK, hidden=None, residual=True, batch=3),
+    replace(BLOCK, epilogue=False, activation="none"),
+    replace(BLOCK, batch=0, residual=True),
+    replace(BLOCK, batch=5, height=3, width=3, residual=True),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_values(case: Case, dtype: torch.dtype) -> None:
+    check_block(case, "normal", dtype)
+
+
+def _network(size: int, batch: int = 1) -> list[Case]:
+    """The blocks of MobileNet V2, each shape once, from an image of this size."""
+    cases, height = [], size // 2
+    for spec in mobilenet_v2_blocks():
+        hidden = spec.in_channels * spec.expand_ratio if spec.expand_ratio > 1 else None
+        residual = spec.stride == 1 and spec.in_channels == spec.out_channels
+        cases.append(
+            Case(
+                OP,
+                channels=spec.in_channels,
+                hidden=hidden,
+                channels_out=spec.out_channels,
+                height=height,
+                width=height,
+                batch=batch,
+                stride=spec.stride,
+                residual=residual,
+            )
+        )
+        height = -(-height // spec.stride)
+    return list(dict.fromkeys(cases))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", _network(96), ids=ids)
+def test_mobilenet_blocks(case: Case, dtype: torch.dtype) -> None:
+    check_block(case, "normal", dtype)
+
+
+@pytest.mark.parametrize("device", host_library.DEVICES)
+@pytest.mark.parametrize("batch", [2, 5])
+def test_several_images(batch: int, device: str) -> None:
+    for case in _network(64, batch)[2::3]:
+        check_block(case, "normal", torch.bfloat16, device=device)
+
+
+@pytest.mark.parametrize("case", [*CASES[::7], _network(96)[4]], ids=ids)
+def test_values_in_tf32(case: Case) -> None:
+    args, kwargs, truth, magnitude = expected(case, "normal", torch.float32)
+    with host_library.tf32():
+        y = run_on_host(case, args, kwargs)
+    assert ((y - truth).abs() <= 2**-9 * magnitude).all()  # twice 2 factors of 10 bits, rounded
+
+
+@pytest.mark.parametrize("order", host_library.ORDERS[1:])
+def test_values_in_any_order_of_threads(order: str) -> None:
+    for case in CASES[::4]:
+        check_block(case, "normal", torch.float16, order, "H100")
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6", "hardswish", "silu"])
+def test_data(activation: str, kind: str) -> None:
+    case = replace(BLOCK, activation=activation, residual=True)
+    check_block(case, kind)
+    check_block(replace(BLOCK, activation=activation, hidden=None, stride=2), kind)
+    if kind != "large":  # beyond fp16
+        check_block(case, kind, torch.float16)
+
+
+@settings(max_examples=60)
+@given(case=random_windows(OP), dtype=st.sampled_from(DTYPES))
+def test_random_shapes(case: Case, dtype: torch.dtype) -> None:
+    check_block(case, "normal", dtype)
+
+
+def test_same_bits_in_any_order() -> None:
+    check_same_bits(replace(BLOCK, hidden=100, height=30, width=31, residual=True))
+    split = replace(_network(224)[-1], batch=1)
+    assert counted(split, torch.float16)[0].counts["grid"][0] > 2  # hidden channels are split
+    check_same_bits(split, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_error_is_at_most_twice_that_of_eager_torch(dtype: torch.dtype) -> None:
+    for case in _network(64)[1::3]:
+        args, kwargs, truth, _ = expected(case, "normal", dtype)
+        ours = (run_on_host(case, args, kwargs) - truth).square().mean()
+        eager = (eager_in_steps(case, args, kwargs) - truth).square().mean()
+        assert ours.sqrt() <= 2 * eager.sqrt(), case
+
+
+def test_blocks_that_fit_no_thread_block_run_one_by_one() -> None:
+    for case, device in (
+        (replace(BLOCK, channels=700, channels_out=20, hidden=40), "RTX 4090"),
+        (replace(BLOCK, kernel=(25, 25), padding="same", height=9, residual=True), "A100"),
+        (replace(BLOCK, hidden=None, kernel=(25, 25), padding="same"), "RTX 4090"),
+    ):
+        steps = 2 if case.hidden is None else 3
+        assert len(counted(case, torch.float32, device)) == steps, case
+        check_block(case, "normal", torch.float32, device=device)
+    check_same_bits(replace(BLOCK, kernel=(25, 25), padding="same"))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_hidden_tensor_never_reaches_global_memory(batch: int) -> None:
+    """Every byte of x, weights and y moves once; beyond that there are scales, biases and, where
+    hidden channels are split over thread blocks, some sums."""
+    moved = ideal = 0
+    for case in _network(224, batch):
+        (launch,) = counted(case, torch.float16)
+        for name in ("x", "expand", "depthwise", "project"):
+            if name in launch.ideal:
+                assert launch.distinct(name) == launch.ideal[name], case
+        beyond = launch.distinct("other") + launch.distinct("other", "written")
+        hidden = case.hidden or case.channels
+        scales = 8 * (2 * hidden + case.channels_out)
+        moved += sum(launch.ideal.values()) - launch.ideal["y"] + beyond
+        ideal += sum(launch.ideal.values()) + scales
+        assert beyond <= launch.ideal["y"] + scales + 0.35 * sum(launch.ideal.values()), case
+    assert moved <= 1.1 * ideal
+
+
+@pytest.mark.parametrize(("batch", "largest"), [(1, 56), (8, 14)])
+def test_little_is_expanded_twice(batch: int, largest: int) -> None:
+    """Of x, which every thread block reads where it expands: whole rows at most 1.15 times, other
+    rectangles at most 1.35 times."""
+    for case in _network(224, batch):
+        if case.height > largest:
+            continue
+        channels = -(-case.channels // 16) * 16  # whole sectors
+        (launch,) = counted(replace(case, channels=channels, residual=False), torch.float16)
+        assert launch.requested("x") <= 1.35 * launch.splits * launch.ideal["x"], case
+
+
+def test_many_images_are_expanded_once() -> None:
+    """A thread block takes a whole image of 14 x 14 pixels, or several of 7 x 7."""
+    (launch,) = counted(Case(OP, 96, 96, 14, 14, 150, hidden=70), torch.float16, "H100")
+    assert launch.requested("x") == launch.ideal["x"]
+    assert launch.counts["grid"][0] == 150
+    (launch,) = counted(Case(OP, 32, 160, 7, 7, 300, hidden=70), torch.float16, "H100")
+    assert launch.requested("x") == launch.ideal["x"]
+    assert launch.counts["grid"][0] <= 150
+
+
+def test_bank_conflicts() -> None:
+    """None where 64 hidden channels are expanded, filtered and projected. Where a tile begins and
+    ends there are some: rows of a width that banks do not divide, and the transposed taps."""
+    for case in _network(224)[5:]:
+        (launch,) = counted(case, torch.float16)
+        wavefronts = sum(site["wavefronts"] for site in launch.counts["shared"])
+        assert launch.conflicts.get("matrix", 0) == 0
+        assert launch.conflicts.get("load", 0) <= 0.02 * wavefronts, case

@@ -1,0 +1,93 @@
+"""The CUDA stem_conv, run on the host: values, repeatability, what it moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_checks import random_windows, schema_arguments
+from shapes import AWKWARD_CHANNELS, KINDS, LAYOUTS, Case, arguments, ids
+
+from cuda_on_host import host_library
+from cuda_on_host.host_checks import DTYPES, check_on_host, check_same_bits
+
+OP = "stem_conv"
+SECTOR = 32
+IMAGE = Case(OP, channels=3, channels_out=24, height=11, width=13, stride=2)
+pytestmark = pytest.mark.usefixtures("nan_filled")
+
+CASES = [
+    *(
+        replace(IMAGE, channels_out=c, layout=layout)
+        for c in AWKWARD_CHANNELS
+        for layout in LAYOUTS[:2]
+    ),
+    *(replace(IMAGE, layout=layout) for layout in LAYOUTS[2:]),
+    *(replace(IMAGE, channels=c, layout=layout) for c in (1, 4, 17) for layout in LAYOUTS[:2]),
+    *(replace(IMAGE, stride=s, padding=p) for s in (1, 2, 3, (1, 2)) for p in (0, 1, "same")),
+    *(replace(IMAGE, padding=p, height=8) for p in ("keras_v1", (0, 1, 0, 1), (3, 0, 1, 2))),
+    *(
+        replace(IMAGE, kernel=kernel, padding="same", layout=layout)
+        for kernel in ((1, 1), (2, 2), (5, 5), (7, 7), (3, 5), (5, 3))
+        for layout in LAYOUTS[:2]
+    ),
+    *(replace(IMAGE, activation=a) for a in ("none", "relu", "hardswish", "silu")),
+    *(replace(IMAGE, height=h, width=w) for h, w in ((1, 9), (9, 1), (1, 1), (2, 2), (7, 150))),
+    replace(IMAGE, channels_out=80, height=70, width=40, layout="contiguous"),
+    replace(IMAGE, channels=400, channels_out=9),  # staged in several rounds
+    replace(IMAGE, channels=1, kernel=(1100, 1), padding=(0, 0, 600, 600)),  # cannot be staged
+    replace(IMAGE, epilogue=False, activation="none"),
+    replace(IMAGE, batch=0),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_values(case: Case, dtype: torch.dtype) -> None:
+    check_on_host(case, "normal", dtype)
+
+
+@pytest.mark.parametrize("order", host_library.ORDERS[1:])
+def test_values_in_any_order_of_threads(order: str) -> None:
+    for case in CASES[::4]:
+        check_on_host(case, "normal", torch.float16, order, "H100")
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("activation", ["none", "relu6", "silu"])
+def test_data(activation: str, kind: str) -> None:
+    for layout in LAYOUTS[:2]:
+        check_on_host(replace(IMAGE, activation=activation, layout=layout), kind)
+
+
+@settings(max_examples=30)
+@given(case=random_windows(OP), dtype=st.sampled_from(DTYPES))
+def test_random_shapes(case: Case, dtype: torch.dtype) -> None:
+    check_on_host(case, "normal", dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_same_bits_in_any_order(layout: str) -> None:
+    check_same_bits(replace(IMAGE, channels_out=32, height=30, width=31, layout=layout))
+    check_same_bits(replace(IMAGE, channels=40, layout=layout), torch.bfloat16)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_traffic(dtype: torch.dtype, layout: str) -> None:
+    case = replace(IMAGE, channels_out=32, height=224, width=224, batch=1, layout=layout)
+    x, *rest = schema_arguments(case, *arguments(case, "normal", dtype))
+    host_library.op(OP)
+    with host_library.counted(x=x) as launches:
+        y = host_library.op(OP)(x, *rest)
+    (launch,) = launches
+    read = launch["buffers"]["x"]["read"]
+    assert read["distinct_sectors"] == x.nbytes // SECTOR
+    assert read["request_sectors"] <= 1.6 * x.nbytes // SECTOR  # 3 rows of x for each of y
+    written = launch["buffers"]["other"]["written"]
+    assert written["distinct_sectors"] == written["request_sectors"] == y.nbytes // SECTOR
+    assert launch["grid"][0] >= 100
+    assert all(site["conflicts"] == 0 for site in launch["shared"] if site["access"] == "load")
