@@ -4,6 +4,7 @@
 #include <list>
 #include <mutex>
 
+#include "csrc/arena_placement.h"
 #include "csrc/cpu/chosen_blocking.h"
 #include "csrc/cpu/hidden_shares.h"
 #include "csrc/params_from_tensors.h"
@@ -14,10 +15,6 @@ namespace {
 
 constexpr size_t kCachedPlans = 64;
 constexpr int64_t kArenaAlignment = kCacheLineBytes / sizeof(float);
-
-int64_t align(int64_t floats) {
-  return (floats + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-}
 
 class Planner {
  public:
@@ -292,13 +289,11 @@ class Planner {
       placed.layout = layout_of(static_cast<int>(index));
       if (placed.place != PlanValue::Place::batch) continue;
       placed.offset = plan_->batch_floats;
-      plan_->batch_floats += align(placed.floats);
+      plan_->batch_floats += round_up(placed.floats, kArenaAlignment);
     }
     place_in_arena();
   }
 
-  // A value lives from the step that writes it to the last that reads it; values that never live at
-  // the same time may share memory. First fit, in the order of the steps.
   void place_in_arena() {
     const int steps = static_cast<int>(plan_->image_steps.size());
     std::vector<int> last_read(plan_->values.size(), kNoValue);
@@ -307,26 +302,16 @@ class Planner {
       if (plan_->image_steps[step].residual != kNoValue)
         last_read[plan_->image_steps[step].residual] = step;
     }
-    struct Living {
-      int64_t begin, end;
-      int last_read;
-    };
-    std::list<Living> living;  // by address
-    const auto place = [&](int index, int step) {
-      if (index == kNoValue || value(index).place != PlanValue::Place::arena) return;
-      const int64_t floats = align(value(index).layout.image);
-      auto above = living.begin();
-      int64_t begin = 0;
-      for (; above != living.end() && above->begin - begin < floats; ++above) begin = above->end;
-      value(index).offset = begin;
-      living.insert(above, {begin, begin + floats, std::max(last_read[index], step)});
-      plan_->arena_floats = std::max(plan_->arena_floats, begin + floats);
-    };
+    ArenaPlacement arena(kArenaAlignment);
     for (int step = 0; step < steps; ++step) {
-      living.remove_if([&](const Living& other) { return other.last_read < step; });
-      place(plan_->image_steps[step].output, step);
-      place(plan_->image_steps[step].partial_sums, step);
+      arena.begin_step(step);
+      const PlanStep& writer = plan_->image_steps[step];
+      for (const int index : {writer.output, writer.partial_sums})
+        if (index != kNoValue && value(index).place == PlanValue::Place::arena)
+          value(index).offset =
+              arena.place(value(index).layout.image, std::max(last_read[index], step));
     }
+    plan_->arena_floats = arena.size();
   }
 
   Program program_;

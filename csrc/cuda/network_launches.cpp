@@ -1,9 +1,9 @@
 #include "csrc/cuda/network_launches.h"
 
 #include <algorithm>
-#include <list>
 #include <utility>
 
+#include "csrc/arena_placement.h"
 #include "csrc/params_from_tensors.h"
 #include "kernels/cuda/classifier_head.h"
 #include "kernels/cuda/depthwise_conv.h"
@@ -16,8 +16,17 @@ namespace {
 
 constexpr int64_t kValueAlignment = 256;  // as the allocator's
 
-int64_t align(int64_t bytes) {
-  return (bytes + kValueAlignment - 1) / kValueAlignment * kValueAlignment;
+// Sizes that every step with a window has.
+template <class Params>
+void fill_images(Params& params, int64_t batch, const NetworkLaunches::Value& input,
+                 const NetworkLaunches::Value& output, const Window& window) {
+  params.batch = batch;
+  params.height = input.height;
+  params.width = input.width;
+  params.channels_in = input.channels;
+  params.height_out = output.height;
+  params.width_out = output.width;
+  params.window = window;
 }
 
 }  // namespace
@@ -99,8 +108,6 @@ void NetworkLaunches::set_size(Step& step) {
                from.where, ": residual: input and output differ in shape");
 }
 
-// A value lives from the step that writes it to the last that reads it; values that never live at
-// the same time may share memory. First fit, in the order of the steps.
 void NetworkLaunches::place_values() {
   std::vector<int> last_read(values_.size(), kNoValue);
   for (int index = 0; index < steps(); ++index) {
@@ -110,25 +117,17 @@ void NetworkLaunches::place_values() {
   }
   for (size_t index = 0; index < program_.outputs.size(); ++index)
     values_[program_.outputs[index]].output_index = static_cast<int>(index);
-  struct Living {
-    int64_t begin, end;
-    int last_read;
-  };
-  std::list<Living> living;  // by address
+  ArenaPlacement arena(kValueAlignment);
   for (int index = 0; index < steps(); ++index) {
-    living.remove_if([&](const Living& other) { return other.last_read < index; });
+    arena.begin_step(index);
     const int output = steps_[index].step.output;
     Value& placed = values_[output];
     if (placed.output_index != kNoValue) continue;
-    const int64_t bytes = align(shape_.batch * placed.channels * placed.height * placed.width *
-                                element_bytes(shape_.dtype));
-    auto above = living.begin();
-    int64_t begin = 0;
-    for (; above != living.end() && above->begin - begin < bytes; ++above) begin = above->end;
-    placed.offset_bytes = begin;
-    living.insert(above, {begin, begin + bytes, std::max(last_read[output], index)});
-    arena_bytes_ = std::max(arena_bytes_, begin + bytes);
+    const int64_t bytes = shape_.batch * placed.channels * placed.height * placed.width *
+                          element_bytes(shape_.dtype);
+    placed.offset_bytes = arena.place(bytes, std::max(last_read[output], index));
   }
+  arena_bytes_ = arena.size();
 }
 
 // Each step has a workspace of its own: what one leaves in it must not be another's counter.
@@ -138,7 +137,8 @@ void NetworkLaunches::place_workspaces() {
   const NetworkMemory nowhere{anywhere, anywhere, anywhere, anywhere, outputs};
   for (int index = 0; index < steps(); ++index) {
     steps_[index].workspace_offset = workspace_bytes_;
-    workspace_bytes_ += align(static_cast<int64_t>(launches(index, nowhere).workspace_bytes));
+    const auto bytes = static_cast<int64_t>(launches(index, nowhere).workspace_bytes);
+    workspace_bytes_ += round_up(bytes, kValueAlignment);
   }
 }
 
@@ -203,14 +203,8 @@ LaunchList NetworkLaunches::stem_conv(const Step& step, const StepWeights& weigh
   params.channels_last = step.step.input != kNetworkInput || shape_.channels_last;
   params.epilogue = epilogue(weights.pointwise, step.step.activation);
   params.dtype = shape_.dtype;
-  params.batch = shape_.batch;
-  params.height = input.height;
-  params.width = input.width;
-  params.channels_in = input.channels;
   params.channels_out = output.channels;
-  params.height_out = output.height;
-  params.width_out = output.width;
-  params.window = step.window;
+  fill_images(params, shape_.batch, input, output, step.window);
   return plan_stem_conv(params, device_);
 }
 
@@ -224,14 +218,8 @@ LaunchList NetworkLaunches::depthwise_conv(const Step& step, const StepWeights& 
   params.channels_last = true;
   params.epilogue = epilogue(weights.depthwise, step.step.activation);
   params.dtype = shape_.dtype;
-  params.batch = shape_.batch;
-  params.height = input.height;
-  params.width = input.width;
-  params.channels_in = input.channels;
   params.multiplier = output.channels / input.channels;
-  params.height_out = output.height;
-  params.width_out = output.width;
-  params.window = step.window;
+  fill_images(params, shape_.batch, input, output, step.window);
   return plan_depthwise_conv(params, device_);
 }
 
@@ -271,15 +259,9 @@ LaunchList NetworkLaunches::block(const Step& step, const StepWeights& weights,
   params.residual = from.adds_input;
   params.dtype = shape_.dtype;
   params.tf32 = shape_.tf32;
-  params.batch = shape_.batch;
-  params.height = input.height;
-  params.width = input.width;
-  params.channels_in = input.channels;
   params.channels_hidden = from.shape.channels_hidden;
   params.channels_out = output.channels;
-  params.height_out = output.height;
-  params.width_out = output.width;
-  params.window = step.window;
+  fill_images(params, shape_.batch, input, output, step.window);
   params.workspace = memory.workspace + step.workspace_offset;
   return plan_inverted_residual(params, device_);
 }

@@ -1,5 +1,7 @@
 #include "csrc/cuda/packed_weights.h"
 
+#include "csrc/arena_placement.h"
+
 namespace fastdw::cuda {
 namespace {
 
@@ -17,7 +19,7 @@ class PartCursor {
  private:
   const void* part(int64_t bytes) {
     const uint8_t* begin = packed_ + offset_;
-    offset_ += (bytes + kBlobAlignment - 1) / kBlobAlignment * kBlobAlignment;
+    offset_ += round_up(bytes, kBlobAlignment);
     return begin;
   }
 

@@ -12,9 +12,6 @@
 
 namespace fastdw::cuda {
 
-constexpr uint32_t kPlanMagic = 0x50574446;  // "FDWP"
-constexpr uint32_t kPlanVersion = 1;
-constexpr uint32_t kPlanTarget = 16;  // + DType; 0 are the CPU's
 constexpr int64_t kPlanHeaderBytes = 64;
 
 struct ConvWeights {

@@ -64,12 +64,4 @@ inline cudaError_t run(const KernelLaunch& launch, cudaStream_t stream) {
                           launch.shared_bytes, stream);
 }
 
-inline cudaError_t run(const LaunchList& list, cudaStream_t stream) {
-  for (int i = 0; i < list.count; ++i) {
-    const cudaError_t error = run(list.launches[i], stream);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
-}
-
 }  // namespace fastdw::cuda

@@ -3,6 +3,7 @@ launch moves."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,15 @@ def eager_in_steps(case: Case, args: Any, kwargs: Any) -> Tensor:
         y = y * scale.to(y.dtype)[:, None, None] + bias.to(y.dtype)[:, None, None]
         y = {"relu6": torch.nn.functional.relu6, "none": lambda value: value}[activation](y)
     return y + x if kwargs.get("residual") else y
+
+
+def check_error_against_eager(cases: Sequence[Case], dtype: torch.dtype) -> None:
+    """Assert that the root-mean-square error is at most twice that of eager torch in ``dtype``."""
+    for case in cases:
+        args, kwargs, truth, _ = expected(case, "normal", dtype)
+        ours = (run_on_host(case, args, kwargs) - truth).square().mean()
+        eager = (eager_in_steps(case, args, kwargs) - truth).square().mean()
+        assert ours.sqrt() <= 2 * eager.sqrt(), case
 
 
 @dataclass
