@@ -9,8 +9,8 @@
 #include "csrc/cuda/device.h"
 #include "csrc/cuda/network_graph.h"
 #include "csrc/cuda/network_launches.h"
+#include "csrc/cuda/operands.h"
 #include "csrc/cuda/ops.h"
-#include "csrc/params_from_tensors.h"
 
 namespace fastdw::cuda {
 namespace {
@@ -90,11 +90,6 @@ void check_packed(const Tensor& packed, const Tensor& x) {
                dtype_name(packed.scalar_type()), " ", shape_of(packed));
 }
 
-// At an address that all kernels can read 16 bytes from.
-Tensor aligned(const Tensor& tensor) {
-  return is_aligned(tensor) ? tensor : torch::stable::clone(tensor);
-}
-
 Tensor to_dtype(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
@@ -147,11 +142,11 @@ std::vector<Tensor> planned_network(const Tensor& x, const Tensor& packed,
 
   const bool channels_last =
       NetworkLaunches::needs_channels_last(*program) || suggests_channels_last(x);
-  const Tensor images = aligned(torch::stable::contiguous(
-      to_dtype(x, scalar_type_of(dtype)),
-      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
+  const Tensor typed = to_dtype(x, scalar_type_of(dtype));
+  const Tensor images = channels_last ? interleaved(typed) : planes(typed);
   const Tensor weights = aligned(packed);
-  const NetworkShape shape{x.size(0), x.size(2), x.size(3), dtype, channels_last, allow_tf32()};
+  const bool tf32 = dtype == DType::fp32 && allow_tf32();
+  const NetworkShape shape{x.size(0), x.size(2), x.size(3), dtype, channels_last, tf32};
   const auto network =
       find_network({std::move(program), shape, weights.numel(), scope.index(), scope.stream()});
 

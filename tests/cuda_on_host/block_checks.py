@@ -5,38 +5,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from op_checks import expected, schema_arguments
 from shapes import Case, arguments
-from tolerances import assert_correct
 from torch import Tensor
 
 from cuda_on_host import host_library
-from cuda_on_host.host_checks import run_on_host
-from fastdw.benchmark.error_budget import ACCUMULATOR_EPS, effective_terms
+from cuda_on_host.host_checks import check_on_host, run_on_host
 
 SECTOR = 32
 ROUNDINGS = 3  # of hidden values: after expand, after depthwise, and what smooth activations add
 
 
-def check_block(
-    case: Case,
-    kind: str = "normal",
-    dtype: torch.dtype = torch.float32,
-    order: str = "forward",
-    device: str = "A100",
-) -> None:
-    """Assert that the block's values are correct, its hidden values rounded to ``dtype``."""
-    args, kwargs, truth, magnitude = expected(case, kind, dtype)
-    with host_library.thread_order(order), host_library.device(device):
-        y = run_on_host(case, args, kwargs)
-    assert y.dtype == dtype
-    if dtype != torch.float32:  # as much more as rounded hidden values add to the error
-        rounding = ROUNDINGS * torch.finfo(dtype).eps / 2
-        magnitude = magnitude * (1 + rounding / (effective_terms(case.terms) * ACCUMULATOR_EPS))
-    assert_correct(y, truth, magnitude, case.terms)
+# Assert that the block's values are correct, its hidden values rounded to the dtype.
+check_block = partial(check_on_host, roundings=ROUNDINGS)
 
 
 def eager_in_steps(case: Case, args: Any, kwargs: Any) -> Tensor:

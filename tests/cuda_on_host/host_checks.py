@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from cuda_on_host import host_library
+from fastdw.benchmark.error_budget import ACCUMULATOR_EPS, effective_terms
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -28,12 +29,19 @@ def check_on_host(
     dtype: torch.dtype = torch.float32,
     order: str = "forward",
     device: str = "A100",
+    roundings: int = 0,
 ) -> None:
-    """Assert that the CUDA op's values are correct."""
+    """Assert that the CUDA op's values are correct.
+
+    ``roundings``: how often values inside the op are rounded to ``dtype`` if it is not fp32.
+    """
     args, kwargs, truth, magnitude = expected(case, kind, dtype)
     with host_library.thread_order(order), host_library.device(device):
         y = run_on_host(case, args, kwargs)
     assert y.dtype == dtype
+    if dtype != torch.float32:  # as much more as rounded hidden values add to the error
+        rounding = roundings * torch.finfo(dtype).eps / 2
+        magnitude = magnitude * (1 + rounding / (effective_terms(case.terms) * ACCUMULATOR_EPS))
     assert_correct(y, truth, magnitude, case.terms)
 
 
