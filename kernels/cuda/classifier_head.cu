@@ -13,9 +13,9 @@ __global__ void __launch_bounds__(head::kPoolThreads, 4) global_pool(PoolParams 
 }
 
 template <class T, class X, int kLanes, int kImages, int kOutputs>
-__global__ void __launch_bounds__(head::kLinearThreads, kImages == 1 ? 4 : 1)
+__global__ void __launch_bounds__(head::Linear<T, X, kLanes, kImages, kOutputs>::kThreads)
     linear(LinearParams params) {
-  head::linear<T, X, kLanes, kImages, kOutputs>(params);
+  head::linear<head::Linear<T, X, kLanes, kImages, kOutputs>>(params);
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -39,13 +39,14 @@ KernelLaunch pool_launch(const HeadParams& params, void* y) {
 
 template <class T, class X, int kLanes, int kImages, int kOutputs>
 KernelLaunch linear_launch(const HeadParams& params, const void* x, const char* name) {
-  const int64_t blocks = ceil_div(params.channels_out, head::kWarps * kOutputs);
+  using Linear = head::Linear<T, X, kLanes, kImages, kOutputs>;
+  const int64_t blocks = ceil_div(params.channels_out, Linear::kWarps * kOutputs);
   const LinearParams layer{x,        params.weight, params.bias,        params.bias_is_fp32,
                            params.y, params.batch,  params.channels_in, params.channels_out,
                            blocks};
   const dim3 grid(static_cast<unsigned>(ceil_div(params.batch, kImages) * blocks));
-  return make_launch(name, linear<T, X, kLanes, kImages, kOutputs>, grid, head::kLinearThreads, 0,
-                     layer);
+  return make_launch(name, linear<T, X, kLanes, kImages, kOutputs>, grid, Linear::kThreads,
+                     Linear::kSharedBytes, layer);
 }
 
 // Few images: the weights are all that counts, and a warp an output fills the device. Many: a

@@ -46,7 +46,7 @@ struct Activate {
   __device__ __forceinline__ float smooth(float value) const {
     if (kind == Activation::hardswish)
       return value * min_or_nan(max_or_nan(value + 3.f, 0.f), 6.f) * (1.f / 6.f);
-    return value / (1.f + expf(-value));
+    return divide_quickly(value, 1.f + expf(-value));
   }
 };
 

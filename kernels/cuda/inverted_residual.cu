@@ -4,6 +4,7 @@
 #include "kernels/cuda/inverted_residual.h"
 
 #include "kernels/cuda/inverted_residual_tiling.h"
+#include "kernels/cuda/plan_cache.h"
 
 namespace fastdw::cuda {
 namespace {
@@ -57,9 +58,30 @@ struct Candidate {
   double cycles;
 };
 
+// The last slab may have 64 or 32 bytes a pixel: then `row_step` and a somewhat longer `pitch` keep
+// the rows that StripOrder reads together, and writes, in different banks. A pixel takes 9 chunks.
+void spread_rows(const Params& params, const Sizes& sizes, BlockTiling& tiling) {
+  tiling.row_step = 1;
+  const int64_t channels = round_up(params.channels_hidden % sizes.slab, 2 * sizes.lanes);
+  const int64_t chunks = channels * sizes.bytes / 16;
+  if (chunks != 2 && chunks != 4) return;
+  const auto spread = [&](int64_t pixels) {
+    return pixels % 8 == chunks || pixels % 8 == 8 - chunks;
+  };
+  for (const bool stores_too : {true, false})
+    for (int extra = 0; extra < 8; ++extra)
+      for (const int step : {1, 2, 4}) {
+        if (stores_too && !spread(int64_t{step} * tiling.columns)) continue;
+        if (!spread(step * params.window.stride_h * (tiling.pitch + extra))) continue;
+        tiling.row_step = step;
+        tiling.pitch += extra;
+        return;
+      }
+}
+
 // Pixels: the rectangle of outputs and what lies under it. False: not for this instance.
-bool place_pixels(const Params& params, int64_t images, int64_t rows, int64_t columns,
-                  Candidate& candidate) {
+bool place_pixels(const Params& params, const Sizes& sizes, int64_t images, int64_t rows,
+                  int64_t columns, Candidate& candidate) {
   const Window& window = params.window;
   BlockTiling& tiling = candidate.tiling;
   if (images * rows * columns > candidate.variant.rows) return false;
@@ -81,6 +103,7 @@ bool place_pixels(const Params& params, int64_t images, int64_t rows, int64_t co
   tiling.window_rows = static_cast<int>(window_rows);
   tiling.window_columns = static_cast<int>((columns - 1) * window.stride_w + reach);
   tiling.pitch = static_cast<int>(pitch);
+  spread_rows(params, sizes, tiling);
   tiling.pixels_in = static_cast<int>(round_up(images * down.most * across.most, kWarpTileRows));
   tiling.pixels_out = static_cast<int>(round_up(images * rows * columns, kWarpTileRows));
   candidate.recomputed = static_cast<double>(down.sum) / static_cast<double>(params.height) *
@@ -218,7 +241,7 @@ class Choice {
     }
   }
 
-  bool found() const { return found_; }
+  // Its kernel is null where none fits.
   const Candidate& best() const { return best_; }
 
  private:
@@ -229,43 +252,46 @@ class Choice {
     for (int i = 0; i < sides.count; ++i) {
       const int64_t columns = sides.lengths[i];
       if (columns > variant.rows) continue;
-      const int64_t bands = ceil_div(params_.height_out, variant.rows / columns);
-      for (const int64_t parts : {1, 2, 4}) {
-        if (bands * parts > params_.height_out) break;
-        const int64_t rows = ceil_div(params_.height_out, bands * parts);
+      const int64_t fewest = ceil_div(params_.height_out, variant.rows / columns);
+      for (const int64_t bands : {fewest, fewest + 1, 2 * fewest, 4 * fewest}) {
+        if (bands > params_.height_out) break;
+        const int64_t rows = ceil_div(params_.height_out, bands);
         const int64_t most_images =
             rows * columns == image ? smaller(params_.batch, variant.rows / image) : 1;
         for (int64_t images = 1; images <= most_images; ++images)
-          if (place_pixels(params_, images, rows, columns, candidate)) try_channels(candidate);
+          if (place_pixels(params_, sizes_, images, rows, columns, candidate))
+            try_channels(candidate);
       }
     }
   }
 
-  // Bands of whole rows may expand 1.15 times the pixels, other rectangles 1.35 times, unless every
-  // tile has to do more.
+  // Images of about 28 x 28 may be expanded 1.15 times, larger ones 1.35 times, unless every tile
+  // has to do more. So may smaller ones: they have few pixels, and else few thread blocks.
   bool recomputes_too_much(const Candidate& candidate, int64_t pass_groups) const {
-    const double most = candidate.tiling.tiles_across == 1 ? 1.15 : 1.35;
+    const int64_t pixels = params_.height * params_.width;
+    const double most = pixels > 14 * 14 && pixels <= 28 * 28 ? 1.15 : 1.35;
     const int64_t times = params_.expand_weight != nullptr ? pass_groups : 1;
     return limited_ && candidate.recomputed * static_cast<double>(times) > most;
   }
 
-  // Splits write their sums and read them again: at most 0.26 of what the block moves anyway.
+  // All splits but one write their sums, which that one reads: at most 0.13 of what the block
+  // moves anyway.
   bool shares_too_much(const Candidate& candidate) const {
     const int64_t weights = params_.channels_hidden * (sizes_.expand_depth + sizes_.taps +
                                                        params_.channels_out);
     const int64_t pixels = params_.height * params_.width * params_.channels_in +
                            params_.height_out * params_.width_out * params_.channels_out;
     const int64_t splits = candidate.tiling.splits;
-    const int64_t sums = splits == 1 ? 0 : splits * params_.batch * params_.height_out *
-                                               params_.width_out * params_.channels_out;
+    const int64_t sums = (splits - 1) * params_.batch * params_.height_out * params_.width_out *
+                         params_.channels_out;
     return 8 * static_cast<double>(sums) >
-           0.26 * static_cast<double>(sizes_.bytes * (weights + params_.batch * pixels));
+           0.13 * static_cast<double>(sizes_.bytes * (weights + params_.batch * pixels));
   }
 
   void try_channels(Candidate& candidate) {
     const int64_t passes = ceil_div(params_.channels_out, candidate.variant.columns);
     const int64_t units = candidate.tiling.tiles * passes;
-    const bool splittable = units <= kMaxCounters && units < 2 * device_.multiprocessors;
+    const bool splittable = 2 * units <= kMaxCounters && units < 2 * device_.multiprocessors;
     for (const bool in_passes : {false, true}) {
       if (in_passes && passes == 1) continue;
       if (recomputes_too_much(candidate, in_passes ? 1 : passes)) continue;
@@ -296,13 +322,26 @@ class Choice {
   Candidate best_{};
 };
 
+Candidate best_candidate(const Params& params, const Device& device) {
+  static auto* cache = new PlanCache<23, Candidate>;
+  const Window& window = params.window;
+  return cache->find(
+      {params.expand_weight != nullptr, static_cast<int64_t>(params.dtype), params.tf32,
+       params.batch, params.height, params.width, params.channels_in, params.channels_hidden,
+       params.channels_out, params.height_out, params.width_out, window.kernel_h, window.kernel_w,
+       window.stride_h, window.stride_w, window.dilation_h, window.dilation_w, window.pad_left,
+       window.pad_top, device.multiprocessors, device.shared_bytes_per_block,
+       device.shared_bytes_per_multiprocessor, device.threads_per_multiprocessor},
+      [&] { return Choice(params, device).best(); });
+}
+
 void place_flags(const Params& params, const Sizes& sizes, BlockTiling& tiling) {
   tiling.wide_x = params.channels_in % sizes.lanes == 0 && is_aligned(params.x);
   tiling.wide_expand = params.channels_in % sizes.lanes == 0 && is_aligned(params.expand_weight);
   tiling.wide_taps = is_aligned(params.depthwise_weight);
   tiling.wide_project =
       params.channels_hidden % sizes.lanes == 0 && is_aligned(params.project_weight);
-  tiling.wide_y = params.channels_out % sizes.lanes == 0 && is_aligned(params.y) &&
+  tiling.wide_y = params.channels_out % 4 == 0 && is_aligned(params.y) &&
                   is_aligned(params.x) && is_aligned(params.project.scale) &&
                   is_aligned(params.project.bias);
   tiling.wide_affine = true;
@@ -315,9 +354,8 @@ void place_flags(const Params& params, const Sizes& sizes, BlockTiling& tiling) 
 }  // namespace
 
 LaunchList plan_inverted_residual(const InvertedResidualParams& params, const Device& device) {
-  const Choice choice(params, device);
-  if (!choice.found()) return plan_block_one_by_one(params, device);
-  const Candidate& best = choice.best();
+  const Candidate best = best_candidate(params, device);
+  if (best.variant.kernel == nullptr) return plan_block_one_by_one(params, device);
   InvertedResidualKernelParams kernel{params, best.tiling};
   place_flags(params, Sizes(params), kernel.tiling);
   const BlockTiling& tiling = kernel.tiling;

@@ -33,12 +33,23 @@ struct Kernel {
 
   const InvertedResidualParams& block;
   const BlockTiling& tiling;
-  const Region region;
+  const int pixels_in;
 
   // Thread blocks: splits next to one another, then groups of passes, then tiles.
   __device__ __forceinline__ explicit Kernel(const InvertedResidualKernelParams& params)
-      : block(params.block), tiling(params.tiling), region(block, tiling, tile()) {}
+      : block(params.block), tiling(params.tiling), pixels_in(region().pixels_in()) {}
 
+  // Found anew where it is needed: in between its sizes would take registers.
+  __device__ __forceinline__ Region region() const {
+    const unsigned index = static_cast<unsigned>(recomputed(static_cast<int>(blockIdx.x)));
+    return Region(block, tiling,
+                  index / static_cast<unsigned>(tiling.splits * tiling.pass_groups));
+  }
+  __device__ __forceinline__ const T* first_pixel() const {
+    const Region here = region();
+    const int64_t pixel = (here.image * block.height + here.row) * block.width + here.column;
+    return static_cast<const T*>(block.x) + pixel * block.channels_in;
+  }
   __device__ __forceinline__ int64_t tile() const {
     return blockIdx.x / static_cast<unsigned>(tiling.splits * tiling.pass_groups);
   }
@@ -59,6 +70,12 @@ struct Kernel {
   }
   __device__ __forceinline__ int pixels_out() const {
     return tiling.images * tiling.rows * tiling.columns;
+  }
+  // Those of them that lie in lines of the images; a line may still end beyond them.
+  __device__ __forceinline__ int outputs(const Region& region) const {
+    const int rows_left = static_cast<int>(block.height_out) - region.row_out;
+    return (tiling.images > 1 ? region.images * tiling.rows : smaller(tiling.rows, rows_left)) *
+           tiling.columns;
   }
   __device__ __forceinline__ bool has_expand() const { return block.expand_weight != nullptr; }
 
@@ -84,6 +101,11 @@ struct Kernel {
   }
   __device__ __forceinline__ PixelPlace* places() const {
     return shared_at<PixelPlace>(tiling.places_at);
+  }
+  // Which of the thread blocks that share a tile this one is, in the order in which they end. Lies
+  // over the places, which have been read by then.
+  __device__ __forceinline__ unsigned* turn() const {
+    return shared_at<unsigned>(tiling.places_at);
   }
   // array 0, 1: scale and bias of expand; 2, 3: of depthwise. Slabs take turns in two halves.
   __device__ __forceinline__ float* affine(int slab, int array) const {
@@ -121,12 +143,16 @@ struct Kernel {
   __device__ __forceinline__ void finish(const Sums& sums, int pass) const;
   __device__ __forceinline__ PaddedTile<float> sum_tile() const;
   __device__ __forceinline__ float* part(int pass, int of_split, int row) const;
-  __device__ __forceinline__ bool share_part(int pass) const;
+  __device__ __forceinline__ unsigned* counters(int pass) const;
+  __device__ __forceinline__ bool share_part(const Region& region, int pass) const;
   template <int kLanes>
   __device__ __forceinline__ void load_sums(float (&values)[kLanes], int pass, int row,
                                             int column) const;
   template <int kLanes>
-  __device__ __forceinline__ void store_results(int pass) const;
+  __device__ __forceinline__ void store_results(const Region& region, int pass) const;
+  template <int kLanes>
+  __device__ __forceinline__ void store_result(const Region& region, float (&values)[kLanes],
+                                               int row, int64_t channel) const;
 };
 
 }  // namespace fastdw::cuda::block

@@ -17,15 +17,15 @@ __device__ __forceinline__ void Kernel<Shape>::begin() const {
     const int row = i / kChunks, slot = row / spare;
     filtered(slot).store(pixels_out() + row - slot * spare, i % kChunks, WidePack<T>{});
   }
-  const int inside = region.pixels_in();
+  const Region here = region();
   for (int i = thread(); i < tiling.pixels_in; i += kThreads) {
     PixelPlace place{-1, 0};
-    if (i < inside) {
-      const int row = i / region.columns, column = i % region.columns;
-      const int image = row / region.rows, row_in_image = row % region.rows;
+    if (i < pixels_in) {
+      const int row = i / here.columns, column = i % here.columns;
+      const int image = row / here.rows, row_in_image = row % here.rows;
       place.hidden =
-          (image * tiling.window_rows + region.below + row_in_image) * tiling.pitch +
-          region.beside + column;
+          (image * tiling.window_rows + here.below + row_in_image) * tiling.pitch +
+          here.beside + column;
       place.global = (image * static_cast<int>(block.height) + row_in_image) *
                          static_cast<int>(block.width) + column;
     }
@@ -38,11 +38,13 @@ __device__ __forceinline__ void Kernel<Shape>::begin() const {
 template <class Shape>
 __device__ __forceinline__ void Kernel<Shape>::copy_x() const {
   const int chunks = tiling.x_pitch / kPackLanes<T> - 1;
-  const int rows = (region.pixels_in() + kWarpTileRows - 1) / kWarpTileRows * kWarpTileRows;
-  const int64_t pixel = (region.image * block.height + region.row) * block.width + region.column;
-  const T* x = static_cast<const T*>(block.x) + pixel * block.channels_in;
-  for (int i = thread(); i < rows * chunks; i += kThreads) {
-    const int row = i / chunks, chunk = i - row * chunks;
+  const int rows = (pixels_in + kWarpTileRows - 1) / kWarpTileRows * kWarpTileRows;
+  const T* x = first_pixel();
+  const ChunkOrder order(rows, chunks);
+  for (int i = recomputed(thread()); i < order.count; i += kThreads) {
+    int row, chunk;
+    order.find(i, row, chunk);
+    if (chunk >= chunks) continue;
     const PixelPlace place = load_shared(places() + row);
     const int channel = chunk * kPackLanes<T>;
     const int count = place.hidden < 0 ? 0 : static_cast<int>(block.channels_in) - channel;
@@ -55,11 +57,13 @@ __device__ __forceinline__ void Kernel<Shape>::copy_x() const {
 // Without expand: the slab's channels, straight to where they are filtered.
 template <class Shape>
 __device__ __forceinline__ void Kernel<Shape>::copy_x_slab(int slab, int slot) const {
-  const int chunks = 2 * steps_of(slab), pixels = region.pixels_in();
-  const int64_t pixel = (region.image * block.height + region.row) * block.width + region.column;
-  const T* x = static_cast<const T*>(block.x) + pixel * block.channels_in + slab * kSlab<T>;
-  for (int i = thread(); i < pixels * chunks; i += kThreads) {
-    const int row = i / chunks, chunk = i - row * chunks;
+  const int chunks = 2 * steps_of(slab), pixels = pixels_in;
+  const T* x = first_pixel() + slab * kSlab<T>;
+  const ChunkOrder order(pixels, chunks);
+  for (int i = recomputed(thread()); i < order.count; i += kThreads) {
+    int row, chunk;
+    order.find(i, row, chunk);
+    if (row >= pixels || chunk >= chunks) continue;
     const PixelPlace place = load_shared(places() + row);
     const int channel = chunk * kPackLanes<T>;
     const int count = channels_of(slab) - channel;
@@ -92,21 +96,27 @@ __device__ __forceinline__ void Kernel<Shape>::copy_constants(int slab) const {
   const int taps = static_cast<int>(block.window.kernel_h * block.window.kernel_w);
   const T* from = static_cast<const T*>(block.depthwise_weight) + first_channel * taps;
   const int all = kSlab<T> * taps, inside = channels_of(slab) * taps;
-  for (int i = thread() * kPackLanes<T>; i < all; i += kThreads * kPackLanes<T>)
+  for (int i = recomputed(thread()) * kPackLanes<T>; i < all; i += kThreads * kPackLanes<T>)
     copy_chunk(shared_at<T>(tiling.raw_taps_at) + i, i < inside ? from + i : from, inside - i,
                tiling.wide_taps && (inside - i >= kPackLanes<T> || i >= inside));
 }
 
-// [channel][tap] as torch has it -> fp32 [tap][channel].
+// [channel][tap] as torch has it -> fp32 [tap][channel]. A warp takes 8 taps of 4 channels, which
+// lie in different banks; of the rest (most filters have 8 k + 1 taps) every second channel.
 template <class Shape>
 __device__ __forceinline__ void Kernel<Shape>::transpose_taps(int slab) const {
   const int taps = static_cast<int>(block.window.kernel_h * block.window.kernel_w);
   const int channels = steps_of(slab) * kStepDepth<T>;
-  for (int i = thread(); i < channels * taps; i += kThreads) {
-    const int channel = i / taps, tap = i - channel * taps;
+  const auto move = [&](int channel, int tap) {
     store_shared(shared_at<float>(tiling.taps_at) + tap * kTapPitch<T> + channel,
-                 to_float(load_shared(shared_at<T>(tiling.raw_taps_at) + i)));
-  }
+                 to_float(load_shared(shared_at<T>(tiling.raw_taps_at) + channel * taps + tap)));
+  };
+  const int eighths = taps / 8;
+  for (int i = recomputed(thread()); i < channels * 8 * eighths; i += kThreads)
+    move(i / 8 / eighths, i % 8 + i / 8 % eighths * 8);
+  for (int tap = 8 * eighths; tap < taps; ++tap)
+    for (int i = recomputed(thread()); i < channels; i += kThreads)
+      move(2 * i < channels ? 2 * i : 2 * i - channels + 1, tap);
 }
 
 template <class Shape>

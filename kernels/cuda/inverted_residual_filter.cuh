@@ -97,6 +97,27 @@ __device__ __forceinline__ void add_kernel_rows(StripSums& sums, const T* line, 
   }
 }
 
+// A slab of fewer channels than 128 bytes: the strips that are read together are of rows
+// `row_step` apart, which the host has chosen so that they lie in different banks.
+template <class T>
+struct StripOrder {
+  int together, step, rows, lines;  // lines: rows, in whole groups of those read together
+
+  __device__ __forceinline__ StripOrder(const BlockTiling& tiling, int channels)
+      : together(kSlab<T> % channels == 0 ? kSlab<T> / channels : 1),
+        step(tiling.row_step),
+        rows(tiling.images * tiling.rows),
+        lines((rows + together - 1) / together * together) {}
+
+  // -1: none.
+  __device__ __forceinline__ int row(int line) const {
+    const int group = together * step, first = line / group * group, inside = line - first;
+    const int row = first + group <= rows ? first + inside % together * step + inside / together
+                                          : line;
+    return row < rows ? row : -1;
+  }
+};
+
 // The first `channels` channels of a slab.
 template <int kThreads, class T>
 __device__ __forceinline__ void filter_slab(const T* hidden, T* filtered,
@@ -111,11 +132,13 @@ __device__ __forceinline__ void filter_slab(const T* hidden, T* filtered,
   const int quads = channels / kQuad;
   const int strips = (tiling.columns + kFilterStrip - 1) / kFilterStrip;
   const Activate activate(block.depthwise.activation);
+  const StripOrder<T> order(tiling, channels);
 #pragma unroll 1
-  for (int i = recomputed(thread()); i < tiling.images * tiling.rows * strips * quads;
-       i += kThreads) {
-    const int strip = i / quads, channel = (i - strip * quads) * kQuad;
-    const int row = strip / strips, column = (strip - row * strips) * kFilterStrip;
+  for (int i = recomputed(thread()); i < order.lines * strips * quads; i += kThreads) {
+    const int index = i / quads, channel = (i - index * quads) * kQuad;
+    const int strip = index / order.lines, column = strip * kFilterStrip;
+    const int row = order.row(index - strip * order.lines);
+    if (row < 0) continue;
     const int image = row / tiling.rows;
     const int hidden_row = image * tiling.window_rows + (row - image * tiling.rows) * stride_h;
     StripSums sums = {};

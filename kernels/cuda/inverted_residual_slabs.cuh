@@ -7,7 +7,7 @@ namespace fastdw::cuda::block {
 
 template <class Shape>
 __device__ __forceinline__ void Kernel<Shape>::expand(int slab) const {
-  const int down = (region.pixels_in() + kWarpTileRows - 1) / kWarpTileRows;
+  const int down = (pixels_in + kWarpTileRows - 1) / kWarpTileRows;
   const int across = (channels_of(slab) + kExpandColumns - 1) / kExpandColumns;
   const int steps = (tiling.x_pitch / kPackLanes<T> - 1) / 2;
 #pragma unroll 1
@@ -99,7 +99,6 @@ __device__ __forceinline__ void Kernel<Shape>::run() const {
   const int first_pass = group() * tiling.passes_per_block;
   const int last_pass = smaller(first_pass + tiling.passes_per_block, tiling.passes);
   begin();
-  int turn = 0;
 #pragma unroll 1
   for (int pass = first_pass; pass < last_pass; ++pass) {
     const bool first = pass == first_pass;
@@ -107,6 +106,7 @@ __device__ __forceinline__ void Kernel<Shape>::run() const {
 #pragma unroll 1
     for (int slab = first ? from - 1 : from; slab < to; ++slab) {
       const bool more = slab + 1 < to;
+      const int turn = first ? 0 : (1 + (pass - first_pass - 1) * (to - from) + slab - from) % 2;
       if (first) copy_and_filter(slab, pass, from, to);
       wait_for_copies<0>();
       __syncthreads();
@@ -124,7 +124,6 @@ __device__ __forceinline__ void Kernel<Shape>::run() const {
         wait_for_copies<0>();
         __syncthreads();
       }
-      if (!first || !more) turn = 1 - turn;
     }
     finish(sums, pass);
   }

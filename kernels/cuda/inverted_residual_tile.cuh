@@ -60,14 +60,35 @@ __device__ __forceinline__ void copy_chunk(T* to, const T* from, int count, bool
   store_shared(reinterpret_cast<WidePack<T>*>(to), value);
 }
 
+// Who copies which chunk of a matrix in shared memory whose rows lie an odd number of chunks apart:
+// 8 neighbouring lanes take 8, 4 or 2 chunks of so many rows that they meet no bank twice, and a
+// warp whole sectors of global memory.
+struct ChunkOrder {
+  int across, pieces, count;  // of `count` places some lie outside
+
+  __device__ __forceinline__ ChunkOrder(int rows, int chunks)
+      : across(chunks % 8 == 0 ? 8 : chunks % 4 == 0 ? 4 : 2),
+        pieces((chunks + across - 1) / across),
+        count((rows + 7) / 8 * 8 * pieces * across) {}
+
+  __device__ __forceinline__ void find(int index, int& row, int& chunk) const {
+    const int group = index / 8, lane = index % 8, first = group / across;
+    row = first / pieces * 8 + lane / across * across + group % across;
+    chunk = first % pieces * across + lane % across;
+  }
+};
+
 // A matrix's first `rows` rows, `stride` apart, of `columns` elements; zeros in the rest of
 // all_rows x all_chunks.
 template <int kThreads, class T>
 __device__ __forceinline__ void copy_matrix(const PaddedTile<T>& tile, const T* from,
                                             int64_t stride, int rows, int columns, int all_rows,
                                             int all_chunks, bool wide) {
-  for (int i = thread(); i < all_rows * all_chunks; i += kThreads) {
-    const int row = i / all_chunks, chunk = i % all_chunks;
+  const ChunkOrder order(all_rows, all_chunks);
+  for (int i = recomputed(thread()); i < order.count; i += kThreads) {
+    int row, chunk;
+    order.find(i, row, chunk);
+    if (row >= all_rows || chunk >= all_chunks) continue;
     const int count = row < rows ? columns - chunk * kPackLanes<T> : 0;
     copy_chunk(tile.chunk(row, chunk),
                count > 0 ? from + row * stride + chunk * kPackLanes<T> : from, count, wide);
@@ -89,14 +110,16 @@ struct Region {
   int below, beside;      // where that pixel lies in the window
 
   __device__ __forceinline__ Region(const InvertedResidualParams& block, const BlockTiling& tiling,
-                                    int64_t tile) {
-    const int64_t down = tile / tiling.tiles_across;
-    image = down / tiling.tiles_down * tiling.images;
+                                    unsigned tile) {
+    const unsigned across = static_cast<unsigned>(tiling.tiles_across);
+    const unsigned rows_of_tiles = static_cast<unsigned>(tiling.tiles_down);
+    const unsigned down = tile / across;
+    image = static_cast<int64_t>(down / rows_of_tiles) * tiling.images;
     images = smaller(tiling.images,
                      static_cast<int>(block.batch - image < tiling.images ? block.batch - image
                                                                           : tiling.images));
-    row_out = static_cast<int>(down % tiling.tiles_down) * tiling.rows;
-    column_out = static_cast<int>(tile % tiling.tiles_across) * tiling.columns;
+    row_out = static_cast<int>(down % rows_of_tiles) * tiling.rows;
+    column_out = static_cast<int>(tile % across) * tiling.columns;
     const Window& window = block.window;
     const int64_t top = row_out * window.stride_h - window.pad_top;
     const int64_t left = column_out * window.stride_w - window.pad_left;

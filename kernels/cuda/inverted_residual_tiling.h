@@ -20,6 +20,7 @@ struct BlockTiling {
   int64_t tiles;  // in all
   // The hidden pixels under it, of each image; `pitch` of them lie in a row, strips may overhang.
   int window_rows, window_columns, pitch;
+  int row_step;               // rows so far apart lie in different banks, see StripOrder
   int pixels_in, pixels_out;  // room for pixels, in whole warp tiles
   // Hidden channels: every one of `splits` thread blocks adds up some slabs.
   int slabs, slabs_per_split, splits;

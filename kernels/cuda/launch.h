@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 #include <type_traits>
 
 #include "kernels/cuda/kernel_address.h"
@@ -49,11 +50,17 @@ struct LaunchList {
   void add(const KernelLaunch& launch) { launches[count++] = launch; }
 };
 
-// More than 48 KiB of dynamic shared memory must be asked for, once a kernel and device.
+// More than 48 KiB of dynamic shared memory must be asked for, a kernel and device. What was
+// allowed is never lowered: a node of a graph, or another thread's launch, may need it.
 inline cudaError_t allow_shared_bytes(const KernelLaunch& launch) {
   if (launch.shared_bytes <= 48 * 1024) return cudaSuccess;
-  return cudaFuncSetAttribute(launch.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(launch.shared_bytes));
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const int wanted = static_cast<int>(launch.shared_bytes);
+  cudaFuncAttributes known{};
+  const cudaError_t asked = cudaFuncGetAttributes(&known, launch.kernel);
+  if (asked != cudaSuccess || known.maxDynamicSharedSizeBytes >= wanted) return asked;
+  return cudaFuncSetAttribute(launch.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, wanted);
 }
 
 inline cudaError_t run(const KernelLaunch& launch, cudaStream_t stream) {

@@ -2,6 +2,7 @@
 // splits of K with the least time by a small model of a multiprocessor.
 #include "kernels/cuda/pointwise_conv.h"
 
+#include "kernels/cuda/plan_cache.h"
 #include "kernels/cuda/pointwise_conv.cuh"
 
 namespace fastdw::cuda {
@@ -51,9 +52,9 @@ Variant variant(const char* name) {
           Tiling::kSharedBytes};
 }
 
-// Narrow tiles are for few output channels, small ones for few pixels. By FMA the largest would
-// only cost registers.
-constexpr int kVariants = 6;
+// Narrow tiles are for few output channels, small ones for few pixels; 64x128 reads few pixels less
+// often. By FMA the largest would only cost registers.
+constexpr int kVariants = 7;
 template <class T, class Math>
 Variant whole_variant(int index) {
   using pointwise::Tiling;
@@ -66,6 +67,10 @@ Variant whole_variant(int index) {
     case 2: return variant<Tiling<T, Math, 64, 64, 32, 32, true>>("pointwise_conv 64x64");
     case 3: return variant<Tiling<T, Math, 128, 32, 32, 32, true>>("pointwise_conv 128x32");
     case 4: return variant<Tiling<T, Math, 128, 16, 32, 16, true>>("pointwise_conv 128x16");
+    case 5:
+      if constexpr (sizeof(T) == 2 || std::is_same_v<Math, Tf32>)
+        return variant<Tiling<T, Math, 64, 128, 32, 32, true>>("pointwise_conv 64x128");
+      [[fallthrough]];
     default: return variant<Tiling<T, Math, 64, 32, 32, 16, true>>("pointwise_conv 64x32");
   }
 }
@@ -120,26 +125,28 @@ Partition partition(const PointwiseParams& params, const Variant& variant) {
   return result;
 }
 
-// Cycles of the busiest multiprocessor, roughly: multiply-adds at the A100's rate, 48 bytes of L2
-// a cycle, and for a thread block that is alone there the latency of memory.
+// Cycles of the busiest multiprocessor, roughly: multiply-adds at the A100's rate or 48 bytes of L2
+// a cycle, whichever takes longer, and for a thread block that is alone there the latency of
+// memory; then half of what all bytes take, spread evenly: of near equals the one that moves less.
 double cycles(const PointwiseParams& params, const Variant& variant, const Partition& tiles,
               int64_t splits, const Device& device) {
   const double rate = params.dtype != DType::fp32 ? 1024 : params.tf32 ? 512 : 64;
   const double bytes_per_cycle = 48, latency = 800;
   const double rows = variant.rows, columns = variant.columns;
   const double depth = pointwise::kSliceChunks * 16.0 / element_bytes(params.dtype);
-  const double slice = rows * columns * depth / rate + (rows + columns) * 64 / bytes_per_cycle;
+  const double copies = (rows + columns) * 64 / bytes_per_cycle;
+  const double products = rows * columns * depth / rate;
+  const double slice = copies > products ? copies : products;
   const double slices = static_cast<double>(ceil_div(tiles.slices, splits));
   const double sums = rows * columns * 4 / bytes_per_cycle;
-  const double ends = sums + (splits > 1 ? sums * (1 + splits) + latency : 0);
+  const double ends = (params.pool ? 0 : sums) + (splits > 1 ? sums * (1 + splits) + latency : 0);
   const double blocks =
       static_cast<double>(ceil_div(tiles.tiles() * splits, device.multiprocessors));
   const double alone = latency + slices * (slice > latency / 3 ? slice : latency / 3) + ends;
   const double busy = blocks * (slices * slice + ends) + latency;
-  // Of equals the one with less work in all.
-  const double work = static_cast<double>(tiles.tiles() * splits) * (slices * slice + ends);
+  const double moved = static_cast<double>(tiles.tiles() * splits) * (slices * copies + ends);
   const double second_launch = params.pool && tiles.tiles_per_group > 1 ? 2000 : 0;
-  return (alone > busy ? alone : busy) + work / device.multiprocessors / 8 + second_launch;
+  return (alone > busy ? alone : busy) + moved / device.multiprocessors / 2 + second_launch;
 }
 
 struct Choice {
@@ -148,9 +155,7 @@ struct Choice {
   int64_t splits;
 };
 
-Choice choose(const PointwiseParams& params, const Device& device) {
-  const bool whole = is_whole(params.channels_in, params.dtype) && is_aligned(params.x) &&
-                     is_aligned(params.weight);
+Choice search(const PointwiseParams& params, bool whole, const Device& device) {
   Choice best{};
   double least = -1;
   for (int index = 0; index < (whole ? kVariants : kMaskedVariants); ++index) {
@@ -167,6 +172,16 @@ Choice choose(const PointwiseParams& params, const Device& device) {
     }
   }
   return best;
+}
+
+Choice choose(const PointwiseParams& params, const Device& device) {
+  static auto* cache = new PlanCache<10, Choice>;
+  const bool whole = is_whole(params.channels_in, params.dtype) && is_aligned(params.x) &&
+                     is_aligned(params.weight);
+  return cache->find({static_cast<int64_t>(params.dtype), params.tf32, params.pool, params.images,
+                      params.pixels, params.channels_in, params.channels_out, whole,
+                      device.multiprocessors, device.shared_bytes_per_block},
+                     [&] { return search(params, whole, device); });
 }
 
 // Those parts of the kernel's parameters that lie in the workspace.

@@ -177,6 +177,9 @@ __device__ __forceinline__ int recomputed(int value) {
   return value;
 }
 
+// Within 2 units in the last place where b <= 2^126; beyond that zero.
+__device__ __forceinline__ float divide_quickly(float a, float b) { return __fdividef(a, b); }
+
 // fminf and fmaxf drop a NaN; these hand it on, as torch's clamp does.
 __device__ __forceinline__ float min_or_nan(float a, float b) {
   float result;
@@ -198,6 +201,13 @@ __device__ __forceinline__ unsigned arrive(unsigned* counter) {
   const unsigned earlier = atomicAdd(counter, 1u);
   __threadfence();
   return earlier;
+}
+
+// Until so many thread blocks have counted themselves in: only for blocks that are surely running.
+// Called by one thread, before a barrier.
+__device__ __forceinline__ void wait_for_arrivals(const unsigned* counter, unsigned count) {
+  while (*static_cast<const volatile unsigned*>(counter) < count) __nanosleep(64);
+  __threadfence();
 }
 
 }  // namespace fastdw::cuda

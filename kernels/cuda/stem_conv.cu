@@ -62,11 +62,13 @@ bool choose_tiles(const StemParams& params, const Device& device, Params& tiles)
   tiles.x_pitch =
       static_cast<int32_t>(whole_quads((columns - 1) * window.stride_w + window.kernel_w));
   tiles.weight_pitch = tiles.packs * kChannels + kQuad;
-  const int64_t tap_floats = window.kernel_h * window.kernel_w * tiles.weight_pitch;
+  const int64_t tap_floats =
+      window.kernel_h * window.kernel_w * (tiles.weight_pitch + tiles.packs * kChannels);
   const int64_t across = pack_groups * tiles.column_tiles * params.batch;
   const auto channels_that_fit = [&](int64_t rows) {
     const int64_t rows_in = (rows - 1) * window.stride_h + window.kernel_h;
-    return kSharedBytes / 4 / (rows_in * tiles.x_pitch + tap_floats);
+    const int64_t floats = kSharedBytes / 4 - tiles.packs * kChannels * kRawPadding;
+    return floats / (rows_in * tiles.x_pitch + tap_floats);
   };
   const int64_t most =
       std::min({kMostRows, int64_t{kThreads} / (tiles.packs * tiles.strips), params.height_out});
@@ -121,9 +123,12 @@ KernelLaunch stem_launch(const StemParams& params, const Params& stem) {
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(ceil_div(params.batch, z)),
                   static_cast<unsigned>(z));
   const int64_t warps = ceil_div(int64_t{stem.packs} * stem.strips * stem.rows, 32);
+  const int64_t outputs = stem.packs * kChannels;
   const int64_t floats =
-      stem.channels_at_once * (int64_t{stem.rows_in} * stem.x_pitch +
-                               window.kernel_h * window.kernel_w * stem.weight_pitch);
+      outputs * kRawPadding +
+      stem.channels_at_once *
+          (int64_t{stem.rows_in} * stem.x_pitch +
+           window.kernel_h * window.kernel_w * (stem.weight_pitch + outputs));
   return make_launch("stem_conv", usual ? stem_kernel<T, 3, 2, kWide> : stem_kernel<T, 0, 0, kWide>,
                      grid, static_cast<unsigned>(warps * 32), static_cast<size_t>(floats * 4),
                      stem);
@@ -153,7 +158,8 @@ LaunchList plan(const StemParams& params, const Device& device) {
   stem.channels_last = params.channels_last;
   stem.chunked = stem.x_row % kQuad == 0 && is_aligned(params.x, kQuad * sizeof(T)) &&
                  (!params.channels_last || stem.channels_at_once == params.channels_in);
-  const bool wide = params.channels_out % kPackLanes<T> == 0 && is_aligned(params.y, 16);
+  const bool wide = params.channels_out % kPackLanes<T> == 0 && is_aligned(params.y, 16) &&
+                    is_aligned(params.epilogue.bias, 16);
   list.add(wide ? stem_launch<T, true>(params, stem) : stem_launch<T, false>(params, stem));
   return list;
 }

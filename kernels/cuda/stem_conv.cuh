@@ -48,6 +48,17 @@ struct Tile {
   }
 };
 
+// values[i] becomes what values[(i + by) % 4] was.
+__device__ __forceinline__ void rotate(float (&)[1], int) {}
+__device__ __forceinline__ void rotate(float (&values)[kQuad], int by) {
+  const bool by_one = by & 1, by_two = by & 2;
+  const float odd[kQuad] = {
+      by_one ? values[1] : values[0], by_one ? values[2] : values[1],
+      by_one ? values[3] : values[2], by_one ? values[0] : values[3]};
+#pragma unroll
+  for (int i = 0; i < kQuad; ++i) values[i] = by_two ? odd[(i + 2) % kQuad] : odd[i];
+}
+
 // x as [channel][row][x_pitch], zeros outside the image. A warp takes a row, kChunk values a lane.
 // More than one: a row of the image is whole chunks, and all channels are staged.
 template <class T, int kChunk>
@@ -71,21 +82,24 @@ __device__ __forceinline__ void stage_x(const Params& params, const Tile& tile, 
       return inner == 1 ? value - begin : (value - begin) / inner;
     };
 #pragma unroll 2
-    for (int first = (begin & -kAlign) + static_cast<int>(threadIdx.x) % 32 * kChunk; first < end;
-         first += 32 * kChunk) {
+    for (int warps = begin & -kAlign; warps < end; warps += 32 * kChunk) {
+      const int first = warps + static_cast<int>(threadIdx.x) % 32 * kChunk;
       const int64_t place = kChunk > 1 ? first
                                        : first + column_of(first) * (params.x_column - inner) +
                                              tile.column_in * (params.x_column - inner);
-      const bool inside = row_inside && first >= 0 && first < params.width * inner;
+      const bool inside = row_inside && first >= 0 && first < end && first < params.width * inner;
       float values[kChunk];
       unpack(values,
              load_global_or_zero(reinterpret_cast<const Pack<T, kChunk>*>(from + place), inside));
+      // Lanes begin with different values of their chunk: those 8 apart would meet in one bank.
+      const int turn = static_cast<int>(threadIdx.x) / 8 % kChunk;
+      rotate(values, turn);
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
-        const int column = column_of(first + i);
-        const int channel = first + i - begin - column * inner;
+        const int value = first + (i + turn) % kChunk, column = column_of(value);
+        const int channel = value - begin - column * inner;
         store_shared_if(to + channel * params.rows_in * params.x_pitch + column, values[i],
-                        first + i >= begin && first + i < end);
+                        value >= begin && value < end);
       }
     }
   }
@@ -98,27 +112,50 @@ __device__ __forceinline__ int output_of(int pack, int i, int packs) {
   return sizeof(T) == 4 ? (i / kQuad * packs + pack) * kQuad + i % kQuad : pack * kChannels + i;
 }
 
-// The weights, the scale multiplied in, as [k][2][pack][4]: a warp reads quads that lie together.
-// Threads run along k, as the weights lie in memory; weight_pitch keeps their stores to 4 turns.
+// Between output channels' weights as staged: 8 k of 4 of them lie in different banks. At most
+// kRawPadding more than there are.
+constexpr int kRawPadding = 15;
+__device__ __forceinline__ int raw_pitch(int terms) { return (terms + 7) / 16 * 16 + 8; }
+
+// The weights as they lie in memory, [output channel][k]: read once, without gaps.
 template <class T>
-__device__ __forceinline__ void stage_weights(const Params& params, const Tile& tile,
-                                              int first_channel, int channels, float* shared) {
-  const int taps = params.kernel_h * params.kernel_w;
-  const int terms = channels * taps;
-  const int outputs = params.packs * kChannels;
+__device__ __forceinline__ void stage_raw_weights(const Params& params, const Tile& tile,
+                                                  int first_channel, int channels, T* raw) {
+  const int taps = params.kernel_h * params.kernel_w, terms = channels * taps;
+  const int64_t first_output = tile.first_pack * kChannels;
+  const int64_t depth = params.channels_in * taps;
+  const T* from = static_cast<const T*>(params.weight) + first_output * depth +
+                  static_cast<int64_t>(first_channel) * taps;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < params.packs * kChannels * terms;
+       i += static_cast<int>(blockDim.x)) {
+    const int output = i / terms, k = i - output * terms;
+    const bool inside = first_output + output < params.channels_out;
+    store_shared(raw + output * raw_pitch(terms) + k,
+                 load_global_or_zero(inside ? from + output * depth + k : from, inside));
+  }
+}
+
+// The scale multiplied in, as [k][2][pack][4]: a warp of sums reads quads that lie together. A warp
+// moves 8 k of a quad, which weight_pitch keeps in different banks.
+template <class T>
+__device__ __forceinline__ void arrange_weights(const Params& params, const Tile& tile, int terms,
+                                                const T* raw, float* weights) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, i = lane / 8;
 #pragma unroll 1
-  for (int index = static_cast<int>(threadIdx.x) / 32; index < outputs;
-       index += static_cast<int>(blockDim.x) / 32) {
-    const int pack = index / kChannels, i = index % kChannels;
-    const int64_t channel_out = tile.first_pack * kChannels + output_of<T>(pack, i, params.packs);
-    const bool inside = channel_out < params.channels_out;
-    const float scale = scale_of(params.epilogue, channel_out, inside);
-    const T* from = static_cast<const T*>(params.weight) +
-                    (channel_out * params.channels_in + first_channel) * taps;
-    float* to = shared + (i / kQuad * params.packs + pack) * kQuad + i % kQuad;
-    for (int k = static_cast<int>(threadIdx.x) % 32; k < terms; k += 32)
-      store_shared(to + k * params.weight_pitch,
-                   to_float(load_global_or_zero(from + k, inside)) * scale);
+  for (int quad = static_cast<int>(threadIdx.x) / 32; quad < 2 * params.packs;
+       quad += static_cast<int>(blockDim.x) / 32) {
+    const int half = quad / params.packs, pack = quad - half * params.packs;
+    const int output = output_of<T>(pack, half * kQuad + i, params.packs);
+    const int64_t channel_out = tile.first_pack * kChannels + output;
+    const float scale = scale_of(params.epilogue, channel_out, channel_out < params.channels_out);
+    for (int first = 0; first < terms; first += 8) {
+      const int k = first + lane % 8;
+      const T* from = raw + output * raw_pitch(terms) + (k < terms ? k : terms - 1);
+      const float weight = to_float(load_shared(from));
+      store_shared_if(weights + k * params.weight_pitch + quad * kQuad + i, weight * scale,
+                      k < terms);
+    }
   }
 }
 
@@ -182,9 +219,17 @@ __device__ __forceinline__ void store_strip(const Params& params, float (&sums)[
     return first_channel + output_of<T>(pack_index, i, params.packs);
   };
   float bias[kChannels];
+  constexpr int kLoaded = kWide ? kQuad : 1;
 #pragma unroll
-  for (int i = 0; i < kChannels; ++i)
-    bias[i] = bias_of(params.epilogue, channel_of(i), channel_of(i) < params.channels_out);
+  for (int i = 0; i < kChannels; i += kLoaded) {
+    Pack<float, kLoaded> loaded{};
+    if (params.epilogue.bias != nullptr)
+      loaded = load_global_or_zero(
+          reinterpret_cast<const Pack<float, kLoaded>*>(params.epilogue.bias + channel_of(i)),
+          channel_of(i) < params.channels_out);
+#pragma unroll
+    for (int j = 0; j < kLoaded; ++j) bias[i + j] = loaded.lane[j];
+  }
 #pragma unroll
   for (int p = 0; p < kPixels; ++p) {
 #pragma unroll
@@ -208,6 +253,8 @@ __device__ __forceinline__ void run_block(const Params& params) {
   if (tile.image >= params.batch) return;  // the whole thread block
   auto* x = reinterpret_cast<float*>(dynamic_shared_memory());
   float* weights = x + params.channels_at_once * params.rows_in * params.x_pitch;
+  T* raw = reinterpret_cast<T*>(weights + params.channels_at_once * params.kernel_h *
+                                              params.kernel_w * params.weight_pitch);
   int index = static_cast<int>(threadIdx.x);
   const int pack_index = index % params.packs;
   index /= params.packs;
@@ -225,7 +272,9 @@ __device__ __forceinline__ void run_block(const Params& params) {
     } else {
       stage_x<T, 1>(params, tile, first, channels, x);
     }
-    stage_weights<T>(params, tile, first, channels, weights);
+    stage_raw_weights(params, tile, first, channels, raw);
+    __syncthreads();
+    arrange_weights(params, tile, channels * params.kernel_h * params.kernel_w, raw, weights);
     __syncthreads();
     if (!active) continue;
     const float* taps = weights + pack_index * kQuad;

@@ -73,10 +73,10 @@ class Launch:
 
     @property
     def splits(self) -> int:
-        """How many thread blocks share the hidden channels of a tile: each writes its sums."""
+        """How many thread blocks share the hidden channels of a tile: all but one write sums."""
         elements = self.ideal["y"] // self.y_element
         sums = self.distinct("other", "written") - self.ideal["y"]
-        return max(1, round(sums / (4 * elements)))
+        return 1 + round(sums / (4 * elements))
 
     @property
     def conflicts(self) -> dict[str, int]:

@@ -298,6 +298,17 @@ __global__ void matrix_without_barrier(const Params p) {
   load_rows(p, 0, 0, !kBug);
 }
 
+// On a device it would hang where all that run wait.
+template <bool kBug>
+__global__ void waits_for_later_block(const Params p) {
+  auto* counter = reinterpret_cast<unsigned*>(p.out);
+  store_global_if(counter, 0u, thread() == 0);
+  if (thread() == 0) arrive(counter);
+  if (thread() == 0) wait_for_arrivals(counter, kBug ? 2 : 1);
+  __syncthreads();
+  give(p, 0.f);
+}
+
 // Not seen by any check, only by other results in another order.
 template <bool kBug>
 __global__ void blocks_in_order(const Params p) {
@@ -348,6 +359,7 @@ const Case cases[] = {
     CASE(matrix_unaligned),
     CASE(matrix_outside),
     CASE(matrix_without_barrier),
+    CASE(waits_for_later_block),
     Case{"blocks_in_order", blocks_in_order<false>, blocks_in_order<true>, kThreads},
 };
 

@@ -57,6 +57,7 @@ MISTAKES = {
     "matrix_unaligned": "is not aligned",
     "matrix_outside": "lies outside",
     "matrix_without_barrier": TOO_EARLY,
+    "waits_for_later_block": "waits for thread blocks that have not arrived",
 }
 BY_ORDER_ONLY = {"blocks_in_order"}
 

@@ -158,16 +158,17 @@ def test_hidden_tensor_never_reaches_global_memory(batch: int) -> None:
     assert moved <= 1.1 * ideal
 
 
-@pytest.mark.parametrize(("batch", "largest"), [(1, 56), (8, 14)])
+@pytest.mark.parametrize(("batch", "largest"), [(1, 112), (4, 28), (8, 14)])
 def test_little_is_expanded_twice(batch: int, largest: int) -> None:
-    """Of x, which every thread block reads where it expands: whole rows at most 1.15 times, other
-    rectangles at most 1.35 times."""
+    """Of x, which every thread block reads where it expands: at most 1.15 times at 28 x 28, 1.35
+    times otherwise."""
     for case in _network(224, batch):
         if case.height > largest:
             continue
         channels = -(-case.channels // 16) * 16  # whole sectors
         (launch,) = counted(replace(case, channels=channels, residual=False), torch.float16)
-        assert launch.requested("x") <= 1.35 * launch.splits * launch.ideal["x"], case
+        most = 1.15 if case.height == 28 else 1.35
+        assert launch.requested("x") <= most * launch.splits * launch.ideal["x"], case
 
 
 def test_many_images_are_expanded_once() -> None:
@@ -181,10 +182,11 @@ def test_many_images_are_expanded_once() -> None:
 
 
 def test_bank_conflicts() -> None:
-    """None where 64 hidden channels are expanded, filtered and projected. Where a tile begins and
-    ends there are some: rows of a width that banks do not divide, and the transposed taps."""
-    for case in _network(224)[5:]:
+    """None where tensor cores multiply. Else few: rows of the image whose width banks do not divide
+    meet where hidden values are stored, and a last slab of few channels where they are filtered."""
+    for case in _network(224):
         (launch,) = counted(case, torch.float16)
         wavefronts = sum(site["wavefronts"] for site in launch.counts["shared"])
         assert launch.conflicts.get("matrix", 0) == 0
-        assert launch.conflicts.get("load", 0) <= 0.02 * wavefronts, case
+        assert launch.conflicts.get("load", 0) <= 0.03 * wavefronts, case
+        assert sum(launch.conflicts.values()) <= 0.05 * wavefronts, case

@@ -209,6 +209,14 @@ cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t) {
 
 cudaError_t cudaFreeAsync(void* pointer, cudaStream_t) { return cudaFree(pointer); }
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  const auto found = kernels().find(kernel);
+  if (found == kernels().end()) return note_error(cudaErrorInvalidDeviceFunction);
+  attributes->maxDynamicSharedSizeBytes = found->second.shared_bytes[chosen];
+  return cudaSuccess;
+}
+
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   const auto found = kernels().find(kernel);

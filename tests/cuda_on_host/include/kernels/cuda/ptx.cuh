@@ -114,6 +114,15 @@ __forceinline__ uint32_t round_to_tf32(uint32_t float_bits) {
 
 __forceinline__ int recomputed(int value) { return value; }
 
+// As far off as the device may be.
+__forceinline__ float divide_quickly(float a, float b) {
+  const bool is_huge = std::fabs(b) > 0x1p126f && std::isfinite(b);
+  const float quotient = is_huge && std::isfinite(a) ? 0.f : a / b;
+  if (quotient == 0.f || !std::isfinite(quotient)) return quotient;
+  const float away = quotient > 0 ? INFINITY : -INFINITY;
+  return std::nextafter(std::nextafter(quotient, away), away);
+}
+
 __forceinline__ float min_or_nan(float a, float b) {
   const float smaller = a < b ? a : b;  // b where either is NaN
   return a != a ? a : smaller;
@@ -128,6 +137,12 @@ __forceinline__ float max_or_nan(float a, float b) {
 __forceinline__ unsigned arrive(unsigned* counter, host::Place place = host::Place::here()) {
   host::note_global(counter, sizeof(unsigned), true, host::Access::store, place);
   return (*counter)++;
+}
+
+__forceinline__ void wait_for_arrivals(const unsigned* counter, unsigned count,
+                                       host::Place place = host::Place::here()) {
+  host::note_global(counter, sizeof(unsigned), true, host::Access::load, place);
+  if (*counter < count) host::fail("waits for thread blocks that have not arrived", place);
 }
 
 }  // namespace fastdw::cuda
