@@ -13,7 +13,7 @@ PEERS := $(VENV)/.peers
 WRITERS_VENV := .venv-bench
 WRITERS := $(WRITERS_VENV)/.installed
 BUILD_INPUTS := setup.py pyproject.toml MANIFEST.in $(wildcard build_tools/*.py) \
-	$(shell find csrc kernels -type f -not -name '*.md' -not -name '*.pyc')
+	$(shell find csrc kernels -type f -not -name '*.md' -not -name '*.py' -not -name '*.pyc')
 
 # Two workers of one thread each; tests about threads ask torch for more themselves.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
@@ -100,11 +100,15 @@ test-gpu-host: $(INSTALLED) ## the CUDA kernels on the host, under AddressSaniti
 test-large: $(INSTALLED) ## tensors of more than 2^31 elements (a minute, 9 GB of memory)
 	@$(PYTEST) tests/large_tensors.py
 
-gpu-report: $(INSTALLED) ## what the CUDA kernels need and move, without a GPU; into build/gpu_report
+gpu-report: $(INSTALLED) ## what the GPU kernels need and move, without a GPU; into build/gpu_report
 	@echo "== registers, shared memory, occupancy (nvcc, or NVIDIA's wheels)"
 	@$(BIN)/python bench/gpu_resources.py
 	@echo "== bytes moved, counted on the host"
 	@$(BIN)/python bench/gpu_traffic.py --csv build/gpu_report/traffic.csv
+	@echo "== Triton: registers, shared memory, tensor cores, compiled for six targets"
+	@$(BIN)/python bench/triton_resources.py
+	@echo "== Triton: bytes moved, counted in its interpreter"
+	@$(BIN)/python bench/triton_traffic.py --csv build/gpu_report/triton_traffic.csv
 
 bench: $(INSTALLED) ## time fastdw against what is installed; appends to bench/results/<device>/*.csv
 	@$(BIN)/python bench/run_models.py

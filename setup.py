@@ -16,7 +16,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools import __version__ as setuptools_version
 from setuptools.command.build_ext import build_ext
 
@@ -204,6 +204,8 @@ class AnyPythonWheel(bdist_wheel):
 
 
 setup(
+    packages=[*find_packages(include=["fastdw*"]), "fastdw.triton_kernels"],
+    package_dir={"fastdw.triton_kernels": "kernels/triton"},
     ext_modules=[Extension("fastdw._C", sources=[]), Extension("fastdw._C_cuda", sources=[])],
     cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPythonWheel},
 )

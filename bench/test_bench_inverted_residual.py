@@ -8,6 +8,6 @@ from fastdw.benchmark.cases import OpCase
 from fastdw.benchmark.op_timing import parameters, time_op
 
 
-@pytest.mark.parametrize("case,backend", parameters("inverted_residual"))
-def test_bench(benchmark: Any, case: OpCase, backend: str) -> None:
-    time_op(benchmark, case, backend)
+@pytest.mark.parametrize("case,backend,device", parameters("inverted_residual"))
+def test_bench(benchmark: Any, case: OpCase, backend: str, device: str) -> None:
+    time_op(benchmark, case, backend, device)

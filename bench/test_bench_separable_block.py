@@ -8,6 +8,6 @@ from fastdw.benchmark.cases import OpCase
 from fastdw.benchmark.op_timing import parameters, time_op
 
 
-@pytest.mark.parametrize("case,backend", parameters("separable_block"))
-def test_bench(benchmark: Any, case: OpCase, backend: str) -> None:
-    time_op(benchmark, case, backend)
+@pytest.mark.parametrize("case,backend,device", parameters("separable_block"))
+def test_bench(benchmark: Any, case: OpCase, backend: str, device: str) -> None:
+    time_op(benchmark, case, backend, device)

@@ -18,6 +18,7 @@ def build_app() -> typer.Typer:
     from fastdw.commands.explain import explain
     from fastdw.commands.fetch import fetch
     from fastdw.commands.summary import summary
+    from fastdw.commands.tune import tune
     from fastdw.commands.verify import verify
 
     app = typer.Typer(
@@ -27,7 +28,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (doctor, explain, classify, demo, summary, fetch, verify, bench):
+    for command in (doctor, explain, classify, demo, summary, fetch, verify, bench, tune):
         app.command()(command)
     return app
 

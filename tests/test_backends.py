@@ -52,7 +52,7 @@ def test_a_named_backend_refuses_with_its_reason(calls: list[str]) -> None:
     ROWS["depthwise_conv"][0] = replace(ROWS["depthwise_conv"][0], limits=lambda call: "too odd")
     with pytest.raises(BackendRefused, match="depthwise_conv: .*cpp: too odd"):
         ops.depthwise_conv(X, WEIGHT, backend="cpp")
-    with pytest.raises(BackendRefused, match="triton: has no kernel for this op"):
+    with pytest.raises(BackendRefused, match="triton: no kernel for device .cpu., only for cuda"):
         ops.depthwise_conv(X, WEIGHT, backend="triton")
     assert calls == []
 
@@ -144,7 +144,9 @@ for backend in ("cpp", "auto"):
 def test_every_row_computes_the_same(op: str) -> None:
     case = small(op)
     args, kwargs = arguments(case)
-    results = [run(case, args, kwargs, row.backend) for row in ROWS[op]]
+    rows = [row for row in ROWS[op] if not row.devices or "cpu" in row.devices]
+    results = [run(case, args, kwargs, row.backend) for row in rows]
+    assert len(results) == 2
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=1e-4, atol=1e-4)
 

@@ -58,12 +58,10 @@ def test_the_whole_command_runs_on_the_cpu(tmp_path: Path) -> None:
     assert {(op, name) for op in OP_CASES for name in ("fp16", "fp32", "bf16")} <= seen
     assert {row["backend"] for row in checked} == {"cpp", "fastdw-planned", "fastdw-modules"}
     ours = {"fastdw-planned", "fastdw-modules"}
+    folded = {"torch-folded-channels-last", "torch-folded-nchw"}
     timed = {
-        "networks": {*ours, "torch-eager", "torch-compile"},
-        "ops": {
-            *("fastdw-cpp", "torch-folded-channels-last", "torch-folded-nchw"),
-            "torch-modules",
-        },
+        "networks": {*ours, *folded, "torch-eager", "torch-compile"},
+        "ops": {"fastdw-cpp", *folded, "torch-modules"},
         "training": {"fastdw-modules", "torch-eager"},
     }
     for table, providers in timed.items():

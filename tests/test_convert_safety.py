@@ -177,7 +177,7 @@ CHANGES: dict[str, Callable[[Siblings], None]] = {
 }
 
 
-@pytest.mark.parametrize("case", CHANGES)
+@pytest.mark.parametrize("case", [case for case in CHANGES if case != "no_batch_norm"])
 def test_left_with_its_reason(case: str) -> None:
     model = siblings()
     CHANGES[case](model)
@@ -186,6 +186,58 @@ def test_left_with_its_reason(case: str) -> None:
     expected = outputs(model, photo())[0]
     fastdw.convert(model)
     torch.testing.assert_close(outputs(model, photo())[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_batch_norm() -> None:
+    """A depthwise convolution is fused alone too: torch computes dense ones as fast."""
+    model = siblings()
+    model.norm, model.norm2 = nn.GroupNorm(3, 3), nn.GroupNorm(4, 8)
+    assert reasons(model) == {"depthwise": "fused", "pointwise": "no_batch_norm"}
+    fast = converted(model)
+    assert fused_ops(lambda: outputs(fast, photo()))["depthwise_conv_packed"] == 1
+    assert_same_answer(fast, model, photo())
+
+
+def test_without_batch_norm_in_a_block() -> None:
+    """Convolutions with bias and activation, and a head whose last layer is linear."""
+    torch.manual_seed(0)
+    depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()),
+        nn.Sequential(depthwise, nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 5, 1)),
+        nn.Sequential(nn.Conv2d(5, 5, 1)),
+    )
+    model = randomize(model).eval()
+    rows = {row.name: (row.pattern, row.reason.code) for row in fastdw.explain(model)}
+    assert rows == {
+        "0.0": ("pointwise_conv", "no_batch_norm"),
+        "1": ("inverted_residual", "fused"),
+        "2.0": ("pointwise_conv", "no_batch_norm"),
+    }
+    assert_same_answer(converted(model), model, photo())
+
+
+def test_frozen_batch_norms() -> None:
+    """The backbones of torchvision's detectors have them in place of batch norms."""
+    torch.manual_seed(0)
+    detector = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None
+    )
+    for module in detector.modules():
+        if isinstance(module, torchvision.ops.FrozenBatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.3)
+    model = detector.backbone.eval()
+    fast = copy.deepcopy(model)
+    report = fastdw.convert(fast)
+    assert report.totals["depthwise_fused"] == 15
+    assert "no_batch_norm" in report.totals["reasons_left"]
+    assert_same_answer(fast, model, photo())
+    siblings = Siblings()
+    siblings.norm, siblings.norm2 = (torchvision.ops.FrozenBatchNorm2d(n) for n in (3, 8))
+    assert reasons(siblings.eval()) == {"depthwise": "fused", "pointwise": "fused"}
+    assert_same_answer(converted(siblings), siblings, photo())
 
 
 AFTERWARDS = [name for name in CHANGES if name not in ("parametrized", "unknown_class")]

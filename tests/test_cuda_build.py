@@ -150,7 +150,7 @@ def test_the_cpp_row_refuses_cuda_with_the_reason(monkeypatch: pytest.MonkeyPatc
     with FakeTensorMode():
         x, weight = (torch.empty(*s, device="cuda") for s in ((1, 4, 5, 5), (4, 1, 3, 3)))
         call = Call("depthwise_conv", "cuda", torch.float32, (x, weight))
-        assert [row.refuse(call) for row in ROWS["depthwise_conv"]] == ["not built", None]
+        assert [row.refuse(call) for row in ROWS["depthwise_conv"]] == ["not built", None, None]
         with pytest.raises(BackendRefused, match="cpp: not built"):
             ops.depthwise_conv(x, weight, backend="cpp")
         y = ops.depthwise_conv(x, weight)

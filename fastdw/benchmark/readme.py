@@ -13,6 +13,22 @@ from pathlib import Path
 from fastdw.backends import support_table
 from fastdw.benchmark.report import markdown_table, read_csv
 
+PROOFS = (
+    ("`cpp` on the CPU", "run, on every instruction set, by the tests", "-"),
+    (
+        "`cpp` on CUDA",
+        "run unmodified on a host executor; compiled for 8.0 to 12.0, machine code read",
+        "a run on a GPU",
+    ),
+    (
+        "`triton`",
+        "run in Triton's interpreter; compiled for sm_80 to sm_120 and gfx942, machine code read",
+        "a run on a GPU",
+    ),
+    ("`torch`", "the definition of right", "-"),
+)
+"""What was executed where, and what was only compiled."""
+
 NOT_MEASURED = "Not measured yet: `make bench` measures, `make readme` writes this table."
 
 
@@ -28,6 +44,8 @@ def support_markdown() -> str:
             found = [r for r in rows if r["op"] == op and r["backend"] == backend]
             cells.append("; ".join(f"{r['devices']}: {r['dtypes']}" for r in found) or "-")
         lines.append(f"| `{op}` | " + " | ".join(cells) + " |")
+    lines += ["", "| kernels | how they are known to be right | not shown yet |", "|---|---|---|"]
+    lines += [f"| {' | '.join(proof)} |" for proof in PROOFS]
     return "\n".join(lines)
 
 

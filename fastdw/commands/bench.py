@@ -6,6 +6,7 @@ import os
 from functools import partial
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,6 +58,9 @@ def bench(
     results: Annotated[
         Path | None, typer.Option(help="Folder to append to: RESULTS/<device>/models.csv.")
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda: ops and networks on the GPU, against torch's.")
+    ] = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Time fastdw against other runtimes: interleaved rounds, each in a process of its own.
@@ -67,6 +71,8 @@ def bench(
     """
     from fastdw.benchmark import environment
 
+    if device != "cpu":
+        return _bench_gpu(device, results)
     chosen = _providers(provider)
     cases = _cases(models or [DEFAULT_MODEL], resolution, batch or [1], threads or [1, 0])
     if blocking is not None:
@@ -95,6 +101,28 @@ def bench(
         emit(payload, as_json=True)
     if any(r.status in ("wrong", "failed") for r in done if r.provider.name == "fastdw"):
         raise typer.Exit(1)
+
+
+GPU_SECTIONS = ("networks", "compiled", "ops")
+GPU_SECONDS = 360.0
+
+
+def _bench_gpu(device: str, results: Path | None) -> None:
+    """The timing sections of bench/run_gpu.py: cpp, triton, eager and torch.compile by turns."""
+    from fastdw.benchmark.gpu import session
+    from fastdw.benchmark.gpu.device import open_device
+
+    if device != "cuda":
+        raise InputError(f"--device: expected cpu or cuda, got {device!r}")
+    try:
+        open_device(device)
+    except RuntimeError as error:
+        raise InputError(f"--device cuda: {one_line(error)}") from None
+    sections = [section for section in session.SECTIONS if section.name in GPU_SECTIONS]
+    with TemporaryDirectory() as scratch:
+        code = session.run(device, False, results or Path(scratch), GPU_SECONDS, sections)
+    if code:
+        raise typer.Exit(code)
 
 
 def isa() -> str:

@@ -66,11 +66,20 @@ def _cuda() -> dict[str, Any]:
 
 
 def _triton() -> dict[str, Any]:
-    from fastdw.backends import support_table
+    from importlib.metadata import version
 
-    if any(row["backend"] == "triton" for row in support_table()):
-        return {"loaded": True, "details": ""}
-    return {"loaded": False, "reason": "this version has no Triton kernels"}
+    import torch
+
+    from fastdw.ops import triton_backend
+
+    reason = triton_backend.missing()
+    if reason is None and not torch.cuda.is_available():
+        reason = f"Triton {version('triton')} is there, torch finds no GPU"
+    elif reason is None:
+        reason = triton_backend.reason("cuda")
+    if reason is not None:
+        return {"loaded": False, "reason": reason}
+    return {"loaded": True, "details": f"Triton {version('triton')}"}
 
 
 def tables(found: dict[str, Any]) -> list[Table]:

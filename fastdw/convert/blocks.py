@@ -13,6 +13,7 @@ from fastdw.convert.rules import (
     CONV_PADDING,
     NORM_TYPES,
     Refused,
+    check_gain,
     children_of,
     pattern_of,
     units_of,
@@ -59,9 +60,16 @@ class FusedBlock(ConvertedModule):
         return False
 
     @classmethod
+    def units(cls, module: nn.Module) -> tuple[ConvUnit, ...]:
+        """What the original's forward computes, or raise `Refused`."""
+        units = units_of(cls.layers(module))
+        check_gain(units)
+        return units
+
+    @classmethod
     def describe(cls, module: nn.Module) -> tuple[str, tuple[ConvUnit, ...]]:
         """Return the pattern and units of `module`, or raise `Refused`."""
-        units = units_of(cls.layers(module))
+        units = cls.units(module)
         pattern, residual = pattern_of(units), cls.adds_input(module)
         if pattern == "separable_block" and (residual or units[-1].activation == "none"):
             pattern = "inverted_residual"  # a linear bottleneck, only without expansion

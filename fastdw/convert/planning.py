@@ -18,7 +18,7 @@ from fastdw.convert.report import Reason, Report
 from fastdw.convert.rewrite import convert, revert
 from fastdw.convert.shape_run import input_size_of
 from fastdw.nn.fused_module import has_hooks
-from fastdw.plan.network import PlannedNetwork, placement, share_state
+from fastdw.plan.network import PlannedNetwork, gpu_reason, placement, share_state
 from fastdw.plan.packed_layout import DTYPES as CUDA_DTYPES
 from fastdw.plan.record import NotPlannable, record
 
@@ -34,22 +34,28 @@ RELATIVE_TOLERANCE = {
 class PartlyFusedNetwork(nn.Module):
     """A converted network in eval mode: fused blocks between torch's own layers.
 
-    It has the children of the network, so `state_dict` holds the network's keys.
+    It has the children of the network, so `state_dict` holds the network's keys. Feature maps are
+    channels_last, unless the network needs them otherwise.
 
     Args:
         model: the converted network.
+        backend: what its blocks run on, see `fastdw.use_backend`; `"auto"`: what is in use then.
     """
 
     _model: tuple[nn.Module, ...]
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, backend: str = "auto") -> None:
         super().__init__()
         share_state(self, model)
+        self._backend = backend
         self.training = False  # children keep their flags: a dropout may be on by intention
 
     def forward(self, *arguments: Any, **settings: Any) -> Any:
         """Run the network."""
-        return self._model[0](*arguments, **settings)
+        if self._backend == "auto":
+            return self._model[0](*arguments, **settings)
+        with backends.use_backend(self._backend):
+            return self._model[0](*arguments, **settings)
 
     def train(self, mode: bool = True) -> PartlyFusedNetwork:
         """Stay in eval mode; raise RuntimeError for `mode=True`."""
@@ -85,7 +91,8 @@ def optimize(
         keep_weights: keep the unpacked weights, so that `state_dict` has the keys of `model` and
             other dtypes and devices work. Without them a planned network holds the packed buffer
             only.
-        backend: `"torch"` and `"triton"` have no planned network and run fused blocks.
+        backend: `"torch"` has no planned network, `"triton"` has one on the GPU only: else they run
+            fused blocks.
         strict: raise if nothing is fused, there is no plan or the result differs too much.
         tolerance: largest allowed `|optimized - original|`. Default: 1e-4 (fp32), 2e-2 (fp16), 0.1
             (bf16) or 1e-9 (fp64) times the largest output of the original. For an fp32 network that
@@ -126,7 +133,11 @@ def optimize(
         if message and report.planned:
             report.planned, report.plan_reason = False, message
             del network.packed  # it may stand among the buffers of `fast`
-            network = PartlyFusedNetwork(fast)
+            _lay_out(fast, torch.channels_last)
+            network = PartlyFusedNetwork(fast, backend)
+            message = _verify(network, report, runs, tolerance, dtype)
+        if message:  # as of a model that calls `view` on a feature map
+            _lay_out(fast, torch.contiguous_format)
             message = _verify(network, report, runs, tolerance, dtype)
         if message:
             warnings.warn(f"fastdw.optimize returns an unfused copy: {message}", stacklevel=2)
@@ -181,21 +192,30 @@ def _network(
     report.planned = False
     try:
         _check_plannable(fast, backend)
-        network = PlannedNetwork(fast, record(fast), keep_weights)
+        network = PlannedNetwork(fast, record(fast), keep_weights, backend)
     except NotPlannable as reason:
         report.plan_reason = str(reason)
-        return PartlyFusedNetwork(fast)
+        _lay_out(fast, torch.channels_last)
+        return PartlyFusedNetwork(fast, backend)
     report.planned = True
     return network
 
 
+def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Give the convolutions' weights this layout: their outputs take it, whatever the input's."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module._parameters.get("weight") is not None:
+            module.weight.data = module.weight.data.contiguous(memory_format=memory_format)
+
+
 def _check_plannable(fast: nn.Module, backend: str) -> None:
-    if backend not in ("auto", "cpp") or backends.current_backend() not in ("auto", "cpp"):
-        raise NotPlannable("only the backend cpp has a planned network")
+    wanted = backends.current_backend() if backend == "auto" else backend
+    if wanted == "torch":
+        raise NotPlannable("the backend torch has no planned network")
     if not native.loaded:
         raise NotPlannable("the native library is not loaded: `fastdw doctor` says why")
     device, dtype = placement(fast)
-    dtypes = _planned_dtypes(device)
+    dtypes = _planned_dtypes(device, wanted)
     for name, tensor in (*fast.named_parameters(), *fast.named_buffers()):
         if tensor.device != device:
             raise NotPlannable(f"{name} is on {tensor.device}, other weights are on {device}")
@@ -210,10 +230,12 @@ def _check_plannable(fast: nn.Module, backend: str) -> None:
             raise NotPlannable(f"{name} is in training mode")
 
 
-def _planned_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+def _planned_dtypes(device: torch.device, backend: str) -> tuple[torch.dtype, ...]:
     if device.type == "cpu":
+        if backend == "triton":
+            raise NotPlannable("the backend triton has no planned network on the CPU")
         return (torch.float32,)
-    reason = native.cuda_reason() if device.type == "cuda" else "only on the CPU and on CUDA"
+    reason = gpu_reason(backend) if device.type == "cuda" else "only on the CPU and on CUDA"
     if reason is not None:
         raise NotPlannable(f"the model is on {device}, no network is planned there: {reason}")
     return CUDA_DTYPES

@@ -20,12 +20,14 @@ from fastdw.convert.report import Reason
 from fastdw.convert.rules import (
     Refused,
     activation_name,
+    check_gain,
     check_norm,
     check_untouched,
     conv_unit,
+    is_norm,
     units_of,
 )
-from fastdw.convert.siblings import Passed, Path, Site
+from fastdw.convert.siblings import SIBLINGS, Passed, Path, Site
 from fastdw.nn.fused_module import FusedModule
 from fastdw.plan.trace import NotTraceable, trace
 
@@ -154,16 +156,18 @@ class _Calls:
             raise Refused(Reason.NOT_CALLED)
         node = nodes[0]
         self._check_once(node)
-        norm = self._next(node)
-        if norm is None:
-            raise Refused(Reason.USED_TWICE if len(node.users) > 1 else Reason.NO_BATCH_NORM)
-        check_norm(self._module(norm))
-        self._check_once(norm)
-        chain = [node, norm]
-        if units_of(map(self._module, chain))[0].activation == "none":
-            act = self._next(norm)
-            if act is not None and self._may_swallow(act):
-                chain.append(act)
+        if len(node.users) > 1:
+            raise Refused(Reason.USED_TWICE)
+        chain, following = [node], self._next(node)
+        if following is not None and is_norm(self._module(following)):
+            check_norm(self._module(following))
+            self._check_once(following)
+            chain.append(following)
+            following = self._next(following)
+        units = units_of(map(self._module, chain))
+        if units[0].activation == "none" and following and self._may_swallow(following):
+            chain.append(following)
+        check_gain(units_of(map(self._module, chain)))
         return [self._full_name(n) for n in chain]
 
     def _module(self, node: fx.Node) -> nn.Module:
@@ -198,14 +202,14 @@ class _Calls:
         except Refused:
             return False
         module = self._module(act)
-        return type(module) is not nn.Identity and activation_name(module) is not None
+        return type(module) in SIBLINGS and activation_name(module) is not None
 
 
 def site_of(model: nn.Module, names: list[str]) -> Site:
     """Describe a site from the lowest module that holds all its members."""
     paths: list[Path] = [tuple(name.split(".")) for name in names]
     depth = 0
-    while len({path[: depth + 1] for path in paths}) == 1:
+    while depth < len(paths[0]) - 1 and len({path[: depth + 1] for path in paths}) == 1:
         depth += 1
     parent = model.get_submodule(".".join(paths[0][:depth]))
     return Site(parent, tuple(path[depth:] for path in paths))

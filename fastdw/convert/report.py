@@ -27,6 +27,7 @@ class Reason(enum.Enum):
     PATCHED_FORWARD = "forward was replaced on the instance"
     PARAMETRIZED = "a parametrization computes one of its tensors"
     PADDING_MODE = "the padding mode is not zeros"
+    NOT_SAME = "its forward pads, and not as TensorFlow's SAME with this stride and dilation"
     BATCH_NORM_WITHOUT_AFFINE = "the batch norm has no weight and bias"
     BATCH_NORM_WITHOUT_STATISTICS = "the batch norm keeps no running statistics"
     SYNC_BATCH_NORM = "SyncBatchNorm talks to other processes"

@@ -24,7 +24,14 @@ from fastdw.nn.fused_module import FusedModule
 
 Level = Literal["block", "depthwise"]
 Filter = Callable[[str, nn.Module], bool]
-LIBRARIES = ("torchvision", "timm")
+RULES = {
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "transformers.models.mobilenet_v1.modeling_mobilenet_v1": "transformers",
+    "transformers.models.mobilenet_v2.modeling_mobilenet_v2": "transformers",
+    "segmentation_models_pytorch": "segmentation_models_pytorch",
+}
+"""The module of a library that has been imported if its classes are in use, and its rule file."""
 
 
 class NothingConverted(RuntimeError):
@@ -191,12 +198,12 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 def _import_rules() -> None:
     """Know a library's classes once somebody has imported it; fastdw itself imports none."""
-    for library in LIBRARIES:
-        if library in sys.modules:
+    for module, rules in RULES.items():
+        if module in sys.modules:
             try:
-                import_module(f"fastdw.convert.{library}")
+                import_module(f"fastdw.convert.{rules}")
             except ImportError as error:
-                warnings.warn(f"fastdw cannot read this {library}: {error}", stacklevel=3)
+                warnings.warn(f"fastdw cannot read this {rules}: {error}", stacklevel=3)
 
 
 def _find(model: nn.Module, wanted: _Wanted, level: Level) -> list[Candidate]:

@@ -1,8 +1,7 @@
 """What can be proved about modules: which layers make a unit, which units make a fused pattern.
 
 Nothing here goes by names. Classes count only exactly: a subclass may compute something else. Other
-libraries add their classes through the tables (`fastdw.convert.timm`,
-`fastdw.convert.torchvision`).
+libraries add their classes through the tables, in files of their own (`rewrite.RULES`).
 """
 
 from __future__ import annotations
@@ -25,8 +24,14 @@ CONV_PADDING: dict[type, Padding | None] = {nn.Conv2d: None}
 NORM_TYPES: set[type] = {nn.BatchNorm2d}
 """Exact classes that compute a batch norm, and after it what `NORM_TAIL` gives."""
 
+ACTIVATION_TYPES: dict[type, str] = {}
+"""Exact classes of activations besides torch's own."""
+
 NORM_TAIL: dict[type, Callable[[nn.Module], Iterable[nn.Module]]] = {}
 """Classes of `NORM_TYPES` that hold further layers: how to list them in the order they run."""
+
+UNITS: dict[type, Callable[[nn.Module], tuple[ConvUnit, ...]]] = {}
+"""Exact classes whose forward does more than run layers, say pads: how to read their units."""
 
 CONTAINERS: set[type] = {nn.Sequential}
 """Exact classes whose forward runs their children one after another."""
@@ -116,6 +121,12 @@ def conv_unit(conv: nn.Module) -> ConvUnit:
     return ConvUnit(conv, None, "none", CONV_PADDING[kind])
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Say whether `module` is a batch norm, one that is refused included."""
+    kind = original_class(module)
+    return kind in NORM_TYPES or NAMED_LAYERS.get(kind) is Reason.SYNC_BATCH_NORM
+
+
 def check_norm(norm: nn.Module) -> None:
     """Raise `Refused` unless `norm` is an affine batch norm with running statistics."""
     kind = original_class(norm)
@@ -131,7 +142,10 @@ def check_norm(norm: nn.Module) -> None:
 
 def activation_name(module: nn.Module) -> str | None:
     """`fastdw.activation.name_of`, for modules that `convert` swapped too."""
-    original: nn.Module = object.__new__(original_class(module))
+    kind = original_class(module)
+    if kind in ACTIVATION_TYPES:
+        return ACTIVATION_TYPES[kind]
+    original: nn.Module = object.__new__(kind)
     original.__dict__ = module.__dict__
     return activations.name_of(original)
 
@@ -145,6 +159,9 @@ def units_of(modules: Iterable[nn.Module | None]) -> tuple[ConvUnit, ...]:
     units: list[ConvUnit] = []
     for layer in layers_of(modules):
         kind = original_class(layer)
+        if kind in UNITS:
+            units += UNITS[kind](layer)
+            continue
         if isinstance(layer, nn.Conv2d):
             units.append(conv_unit(layer))
             continue
@@ -160,15 +177,23 @@ def units_of(modules: Iterable[nn.Module | None]) -> tuple[ConvUnit, ...]:
         elif activation is None:
             known = type(layer).__module__ == nn.ReLU.__module__
             raise Refused(Reason.UNKNOWN_ACTIVATION if known else Reason.UNKNOWN_CLASS)
-        elif last is None or last.bn is None or last.activation != "none":
+        elif last is None or last.activation != "none":
             raise Refused(Reason.NO_PATTERN)
         else:
             units[-1] = replace(last, activation=activation)
-    if any(unit.bn is None for unit in units):
-        raise Refused(Reason.NO_BATCH_NORM)
-    if len({id(part) for unit in units for part in (unit.conv, unit.bn)}) < 2 * len(units):
+    parts = [id(part) for unit in units for part in (unit.conv, unit.bn) if part is not None]
+    if len(set(parts)) < len(parts):
         raise Refused(Reason.USED_TWICE)
     return tuple(units)
+
+
+def check_gain(units: tuple[ConvUnit, ...]) -> None:
+    """Raise `Refused` for a dense convolution without batch norm alone: torch is as fast.
+
+    Squeeze-excites are made of them, on a single pixel.
+    """
+    if len(units) == 1 and units[0].bn is None and not is_depthwise(units[0].conv):
+        raise Refused(Reason.NO_BATCH_NORM)
 
 
 PATTERNS = {

@@ -23,6 +23,7 @@ from fastdw.convert.rules import (
     NAMED_LAYERS,
     NORM_TAIL,
     NORM_TYPES,
+    UNITS,
     Refused,
     check_untouched,
 )
@@ -105,13 +106,36 @@ class FusedInvertedResidual(FusedBlock, timm_blocks.InvertedResidual):
         return bool(module.has_skip)
 
 
+class FusedUniversalInvertedResidual(FusedBlock, timm_blocks.UniversalInvertedResidual):
+    """The block of MobileNet V4, where it is an inverted residual or a separable block."""
+
+    _fastdw_original = timm_blocks.UniversalInvertedResidual
+
+    @staticmethod
+    def layers(module: timm_blocks.UniversalInvertedResidual) -> Iterable[nn.Module | None]:
+        _refuse_squeeze_excite(module)
+        _check_drop_path(module)
+        return (
+            *(module.dw_start, module.pw_exp, module.dw_mid),
+            *(module.pw_proj, module.dw_end, module.layer_scale),
+        )
+
+    @staticmethod
+    def adds_input(module: timm_blocks.UniversalInvertedResidual) -> bool:
+        return bool(module.has_skip)
+
+
 def _check_mbconv(module: nn.Module) -> None:
     if getattr(module, "conv_s2d", None) is not None:
         raise Refused(Reason.SPACE_TO_DEPTH)
-    if type(module.se) is not nn.Identity:
-        raise Refused(Reason.SQUEEZE_EXCITE)
+    _refuse_squeeze_excite(module)
     _refuse_anti_aliasing(module.aa)
     _check_drop_path(module)
+
+
+def _refuse_squeeze_excite(module: nn.Module) -> None:
+    if type(module.se) is not nn.Identity:
+        raise Refused(Reason.SQUEEZE_EXCITE)
     check_untouched(module.se)
 
 
@@ -144,8 +168,10 @@ def register() -> None:
         FusedConvBnAct,
         FusedDepthwiseSeparableConv,
         FusedInvertedResidual,
+        FusedUniversalInvertedResidual,
     ):
         BLOCKS[fused._fastdw_original] = fused
+    UNITS[ConvNormAct] = FusedConvNormAct.units
     INERT_TYPES.update((DropPath, PassedBatchNormAct2d))
     POOLING.update({FastAdaptiveAvgPool: fast_pooling, SelectAdaptivePool2d: select_pooling})
 

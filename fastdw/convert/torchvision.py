@@ -6,11 +6,13 @@ from collections.abc import Iterable
 
 from torch import nn
 from torchvision.models import mobilenetv2, mobilenetv3
-from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
+from torchvision.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d, SqueezeExcitation
 
 from fastdw.convert.blocks import BLOCKS, FusedBlock
 from fastdw.convert.report import Reason
-from fastdw.convert.rules import CONTAINERS, NAMED_LAYERS, children_of
+from fastdw.convert.rules import CONTAINERS, NAMED_LAYERS, NORM_TYPES, children_of
+from fastdw.convert.siblings import SIBLINGS, Passed
+from fastdw.plan.record import INERT_TYPES
 
 
 class FusedConv2dNormActivation(FusedBlock, Conv2dNormActivation):
@@ -52,8 +54,17 @@ class FusedMobileNetV3InvertedResidual(FusedBlock, mobilenetv3.InvertedResidual)
         return bool(module.use_res_connect)
 
 
+class PassedFrozenBatchNorm2d(Passed, FrozenBatchNorm2d):
+    """`FrozenBatchNorm2d` of a fused site, as in the backbones of torchvision's detectors."""
+
+    _fastdw_original = FrozenBatchNorm2d
+
+
 def register() -> None:
     """Add torchvision's classes to the tables."""
+    NORM_TYPES.add(FrozenBatchNorm2d)
+    SIBLINGS[FrozenBatchNorm2d] = PassedFrozenBatchNorm2d
+    INERT_TYPES.add(PassedFrozenBatchNorm2d)
     CONTAINERS.add(Conv2dNormActivation)
     NAMED_LAYERS[SqueezeExcitation] = Reason.SQUEEZE_EXCITE
     for fused in (

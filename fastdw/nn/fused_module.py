@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,10 @@ class FusedModule(nn.Module):
         """The modules that the fused op replaces: their own forward does not run."""
         return tuple(module for module in self.modules() if module is not self)
 
+    def _fused_settings(self) -> Iterable[tuple[dict[str, Any], str]]:
+        """What ``_fused_units()`` reads besides modules: entries of dicts, compared by identity."""
+        return ()
+
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or self.training or not _may_keep(x):
             return self._checked_forward(x)
@@ -80,11 +84,12 @@ class FusedModule(nn.Module):
             return self._unfused_forward(x)
         self._note(None)
         pattern, residual = self._fused_pattern, self._fused_residual()
-        if _may_pack(pattern, units, x):
+        backend = _packed_backend(pattern, units, x)
+        if backend is not None:
             if torch.compiler.is_compiling() or torch.jit.is_tracing():
-                return pack_call(pattern, units, residual)(x)
+                return pack_call(pattern, units, residual, backend)(x)
             if _may_keep(x) and _is_plain(units):
-                return self._keep(units, x).call(x)
+                return self._keep(units, x, backend).call(x)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._drop_cache()  # a fused optimizer may write the weights next, uncounted
         return fused_call(pattern, units, x, residual)
@@ -110,13 +115,13 @@ class FusedModule(nn.Module):
             return self._unfused_forward(x)
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), {})
 
-    def _keep(self, units: Sequence[Unit], x: Tensor) -> WeightCache:
+    def _keep(self, units: Sequence[Unit], x: Tensor, backend: str) -> WeightCache:
         with weight_cache.lock():
             there = self._fastdw_cache
             if there is not None and there.accepts(x) and there.is_current(self):
                 return there  # another thread was faster
-            cache = WeightCache(self, self._fused_children(), x)
-            cache.call = pack_call(self._fused_pattern, units, self._fused_residual())
+            cache = WeightCache(self, self._fused_children(), x, self._fused_settings())
+            cache.call = pack_call(self._fused_pattern, units, self._fused_residual(), backend)
             self.__dict__["_fastdw_cache"] = cache
         return cache
 
@@ -162,14 +167,18 @@ def fused_call(pattern: str, units: Sequence[Unit], x: Tensor, residual: bool = 
     return ops.inverted_residual(x, expand, convs[-2], convs[-1], residual=residual, **geometry)
 
 
-def pack_call(pattern: str, units: Sequence[Unit], residual: bool = False) -> PackedCall:
+def pack_call(
+    pattern: str, units: Sequence[Unit], residual: bool = False, backend: str = "cpp"
+) -> PackedCall:
     """Prepare the weights of ``units``; return the call of the op on them (no gradients).
 
-    On CUDA the kernels read torch's own weights, and only batch norms are folded; on the CPU the
-    packed twin of the op gets packed weights.
+    On CUDA, and in Triton, the kernels read torch's own weights, and only batch norms are folded;
+    on the CPU the packed twin of the op gets packed weights.
     """
     tensors = op_tensors(pattern, units)
     settings = op_settings(pattern, units, residual)
+    if backend == "triton":
+        return plain_call(pattern, tensors, settings, "fastdw_triton")
     if _weight(units[0]).is_cuda:
         return plain_call(pattern, tensors, settings)
     packed = getattr(torch.ops.fastdw, f"pack_{pattern}").default(*tensors)
@@ -184,10 +193,13 @@ def pack_call(pattern: str, units: Sequence[Unit], residual: bool = False) -> Pa
 
 
 def plain_call(
-    pattern: str, tensors: Sequence[Tensor | None], settings: Sequence[Any]
+    pattern: str,
+    tensors: Sequence[Tensor | None],
+    settings: Sequence[Any],
+    namespace: str = "fastdw",
 ) -> PackedCall:
     """Return the call of the plain op on these tensors."""
-    run = getattr(torch.ops.fastdw, pattern).default
+    run = getattr(getattr(torch.ops, namespace), pattern).default
     return lambda x: run(x, *tensors, *settings)
 
 
@@ -236,7 +248,6 @@ def _may_keep(x: Tensor) -> bool:
     return (
         not torch.is_grad_enabled()
         and type(x) is Tensor
-        and backends.current_backend() in ("auto", "cpp")
         and registration.autocast_dtype(x.device.type) is None
         and not torch.jit.is_tracing()
         and not is_in_torch_dispatch_mode()
@@ -244,36 +255,40 @@ def _may_keep(x: Tensor) -> bool:
     )
 
 
-def _may_pack(pattern: str, units: Sequence[Unit], x: Tensor) -> bool:
-    """Say whether the packed twin of the op takes this call; else the plain op does, or refuses."""
+def _packed_backend(pattern: str, units: Sequence[Unit], x: Tensor) -> str | None:
+    """The backend whose kernels take the call on prepared weights; None: the plain op decides."""
     weights = [_weight(unit) for unit in units]
     first = units[0]
     channels_in = weights[0].shape[1]
     if isinstance(first, ConvUnit) and first.conv.groups > 1:
         channels_in = first.conv.groups
-    return (
+    if (
         not torch.is_grad_enabled()
         and native.loaded
-        and backends.current_backend() in ("auto", "cpp")
+        and backends.current_backend() != "torch"
         and registration.autocast_dtype(x.device.type) is None
         and x.device.type in ("cpu", "cuda")
         and x.dim() == 4
         and x.shape[1] == channels_in
         and x.dtype in PACKED_DTYPES
         and all(weight.dtype == x.dtype and weight.device == x.device for weight in weights)
-        and _kernel_takes(pattern, weights, x)
-    )
+    ):
+        return _kernel_for(pattern, weights, x)
+    return None
 
 
-def _kernel_takes(pattern: str, weights: Sequence[Tensor], x: Tensor) -> bool:
-    """Ask the cpp row of the table, which reads no scale and no bias."""
+def _kernel_for(pattern: str, weights: Sequence[Tensor], x: Tensor) -> str | None:
+    """Ask the rows of the table, which read no scale and no bias."""
     arguments: list[Tensor | None] = [x]
     if pattern == "inverted_residual" and len(weights) == 2:
         arguments += [None, None, None]
     for weight in weights:
         arguments += [weight, None, None]
     call = backends.Call(pattern, x.device.type, x.dtype, tuple(arguments))
-    return any(row.backend == "cpp" and row.refuse(call) is None for row in backends.ROWS[pattern])
+    wanted = backends.current_backend()
+    rows = [row for row in backends.ROWS[pattern] if wanted in ("auto", row.backend)]
+    taking = next((row.backend for row in rows if row.refuse(call) is None), "torch")
+    return None if taking == "torch" else taking
 
 
 def _is_plain(units: Sequence[Unit]) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
+
+from fastdw.backends import current_backend
 
 PackedCall = Callable[[Tensor], Tensor]
 """``call(x)`` runs a fused op on weights that were packed before."""
@@ -47,6 +49,7 @@ class WeightCache:
 
     __slots__ = (
         "aliases",
+        "backend",
         "call",
         "channels_in",
         "device",
@@ -66,9 +69,19 @@ class WeightCache:
         "versions",
     )
 
-    def __init__(self, owner: nn.Module, modules: Sequence[nn.Module], x: Tensor) -> None:
-        """Take the fingerprint of ``owner`` and the modules it swallows; pack afterwards."""
+    def __init__(
+        self,
+        owner: nn.Module,
+        modules: Sequence[nn.Module],
+        x: Tensor,
+        settings: Iterable[tuple[dict[str, Any], str]] = (),
+    ) -> None:
+        """Take the fingerprint of ``owner`` and the modules it swallows; pack afterwards.
+
+        ``settings``: entries of other dicts that were read too.
+        """
         self.call: PackedCall
+        self.backend = current_backend()
         self.channels_in, self.dtype, self.device = x.shape[1], x.dtype, x.device
         self.owner_children = owner._modules
         self.modules = list(modules)
@@ -84,6 +97,8 @@ class WeightCache:
             self._watch(module._modules, module._modules)
             self._watch(module._parameters, module._parameters)
             self._watch(module._buffers, module._buffers)
+        for holder, name in settings:
+            self._watch(holder, (name,))
         # A new attribute, say a forward bound to the instance, shows in the length of the dict.
         self.sized = [d for m in self.modules for d in (m.__dict__, m._modules)]
         self.lengths = [len(d) for d in self.sized]
@@ -107,6 +122,7 @@ class WeightCache:
             and x.device == self.device
             and x.dim() == 4
             and x.shape[1] == self.channels_in
+            and current_backend() == self.backend
         )
 
     def is_current(self, owner: nn.Module) -> bool:

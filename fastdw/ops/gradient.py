@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastdw import activation as activations
 from fastdw.geometry import resolve_padding
+from fastdw.ops import depthwise_conv_train
 from fastdw.reference import convolution, pre_activation
 
 
@@ -84,6 +85,8 @@ def unit_backward(grad: Tensor, x: Tensor, unit: Unit, needs: Sequence[bool]) ->
 def _convolution_backward(
     grad: Tensor, x: Tensor, unit: Unit, needs_x: bool, needs_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    if unit.depthwise and depthwise_conv_train.takes(grad):
+        return _depthwise_backward(grad, x, unit, needs_x, needs_weight)
     kernel_size = list(unit.weight.shape[2:])
     left, right, top, bottom = resolve_padding(
         unit.padding, kernel_size, unit.stride, unit.dilation, x.shape[2:]
@@ -108,6 +111,19 @@ def _convolution_backward(
         x_grad if needs_x else None,
         strided_like(weight_grad, unit.weight) if needs_weight else None,
     )
+
+
+def _depthwise_backward(
+    grad: Tensor, x: Tensor, unit: Unit, needs_x: bool, needs_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    geometry = (list(unit.stride), list(unit.padding), list(unit.dilation))
+    x_grad = weight_grad = None
+    if needs_x:
+        x_grad = depthwise_conv_train.input_grad(grad, unit.weight, x.shape[1:], geometry)
+    if needs_weight:
+        weight_grad = depthwise_conv_train.weight_grad(grad, x, unit.weight.shape, geometry)
+        weight_grad = strided_like(weight_grad, unit.weight)
+    return x_grad, weight_grad
 
 
 def strided_like(grad: Tensor, parameter: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ the blobs are laid out for CUDA (``fastdw/plan/packed_layout.py``), else for the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,9 @@ from fastdw.geometry import output_size
 from fastdw.ops import checks
 
 VERSION = 1
+ALIGNMENT_BYTES = 64
+"""Of every weight and bias in a buffer laid out for CUDA."""
+
 CPU = "cpu"
 TARGETS = (CPU, "cuda_fp32", "cuda_fp16", "cuda_bf16")
 
@@ -90,6 +93,35 @@ class Step:
             shape[2:], self.kernel, self.stride, self.padding, self.dilation
         )
         return (shape[0], self.channels_out, height, width)
+
+    def weight_shapes(self) -> list[tuple[int, ...]]:
+        """Return the shape of the weight of each of the step's convolutions, or linear layer."""
+        last, inner = self.channels_out, self.channels_in
+        if self.op == "global_pool":
+            return []
+        if self.op == "stem_conv":
+            return [(last, inner, *self.kernel)]
+        if self.op == "depthwise_conv":
+            return [(last, 1, *self.kernel)]
+        if self.op == "pointwise_conv":
+            return [(last, inner, 1, 1)]
+        if self.op == "classifier_head":
+            return [(last, inner)]
+        hidden = self.channels_hidden or inner
+        expand = [(hidden, inner, 1, 1)] if self.expand else []
+        return [*expand, (hidden, 1, *self.kernel), (last, hidden, 1, 1)]
+
+    def cuda_weights(self, packed: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield weight and bias of each, views of a buffer in the layout for CUDA in ``dtype``."""
+        begin = self.weights
+        bias_dtype = dtype if self.op == "classifier_head" else torch.float32
+        for shape in self.weight_shapes():
+            views = []
+            for part, kind in ((shape, dtype), (shape[:1], bias_dtype)):
+                end = begin + math.prod(part) * kind.itemsize
+                views.append(packed[begin:end].view(kind).view(part))
+                begin = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            yield views[0], views[1]
 
     def multiply_adds(self, shape: Shape) -> int:
         """Return the products of the step's convolutions for an input of ``shape``."""

@@ -2,7 +2,8 @@
 
 Each op module describes its op once, as an ``Op``; from these descriptions come the rows of the
 backend table and, when the library is loaded, fakes, gradients, autocast kernels and FLOP formulas.
-Schemas stand in ``csrc/schemas.h`` and ``csrc/library.cpp`` only.
+Schemas stand in ``csrc`` only; the twins ``fastdw_triton::<op>`` take everything else from the same
+descriptions.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fastdw import backends, native
 from fastdw.geometry import Padding, Pair
 from fastdw.geometry import normalize_padding as normalize_padding
 from fastdw.geometry import normalize_pair as normalize_pair
+from fastdw.ops import depthwise_conv_train, triton_backend
 from fastdw.reference import Conv
 
 AUTOCAST_DEVICES = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
@@ -46,6 +48,7 @@ class Op:
 OPS: dict[str, Op] = {}
 
 _namespace: torch.library.Library | None = None  # holds the autocast kernels alive
+_twins: torch.library.Library | None = None  # holds the ops on Triton kernels alive
 _missing: ImportError | None = None
 
 
@@ -67,6 +70,15 @@ def define(op: Op) -> Op:
                 return reason
         return None if op.native_limits is None else op.native_limits(call)
 
+    def run_triton(*arguments: object) -> Tensor:
+        return getattr(torch.ops.fastdw_triton, op.name)(*arguments)
+
+    def triton_limits(call: backends.Call) -> str | None:
+        [x, *_] = call.arguments
+        assert isinstance(x, Tensor)
+        reason = triton_backend.reason(call.device, x.device.index)
+        return str(_missing) if reason is None and _missing is not None else reason
+
     def run_reference(x: Tensor, *arguments: object) -> Tensor:
         with without_autocast(x.device.type):
             return op.reference(x, *arguments)
@@ -74,6 +86,14 @@ def define(op: Op) -> Op:
     backends.ROWS[op.name] = [
         backends.BackendRow(
             op.name, "cpp", ("cpu", "cuda", "meta"), ALL_DTYPES, run_native, limits
+        ),
+        backends.BackendRow(
+            op.name,
+            "triton",
+            triton_backend.devices(),
+            triton_backend.DTYPES,
+            run_triton,
+            triton_limits,
         ),
         backends.BackendRow(op.name, "torch", (), ALL_DTYPES, run_reference),
     ]
@@ -135,7 +155,7 @@ def block_conv(conv: Conv | None, name: str, x: Tensor) -> tuple[Any, ...]:
 
 def load() -> None:
     """Load the native library, once, and register everything; without it, remember why not."""
-    global _namespace, _missing
+    global _namespace, _twins, _missing
     if _namespace is not None:
         return
     try:
@@ -151,19 +171,55 @@ def load() -> None:
         torch.library.register_fake(f"fastdw::{op.name}", op.fake)
         torch.library.register_fake(f"fastdw::pack_{op.name}", op.pack_fake)
         torch.library.register_fake(f"fastdw::{op.name}_packed", op.packed_fake)
-        _register_gradient(op)
+        _register_gradient("fastdw", op)
         _register_no_gradient(f"{op.name}_packed")
-        _register_autocast(_namespace, op.name, op.autocast)
-        _register_autocast(_namespace, f"{op.name}_packed", op.packed_autocast)
+        _register_autocast(_namespace, "fastdw", op.name, op.autocast)
+        _register_autocast(_namespace, "fastdw", f"{op.name}_packed", op.packed_autocast)
         register_flop_formula(getattr(torch.ops.fastdw, op.name))(op.flops)
         register_flop_formula(getattr(torch.ops.fastdw, f"{op.name}_packed"))(op.packed_flops)
     torch.library.register_fake("fastdw::planned_network", program.fake)
     _register_no_gradient("planned_network")
-    _register_autocast(_namespace, "planned_network", ("x",))
+    _register_autocast(_namespace, "fastdw", "planned_network", ("x",))
     register_flop_formula(torch.ops.fastdw.planned_network)(program.flops)
+    _twins = torch.library.Library("fastdw_triton", "IMPL")
+    for op in OPS.values():
+        _register_twin(_twins, op)
+    _register_network_twin(_twins)
+    depthwise_conv_train.register(_twins)
 
 
-def _register_gradient(op: Op) -> None:
+def _register_twin(twins: torch.library.Library, op: Op) -> None:
+    """Give ``fastdw_triton::<op>`` what ``fastdw::<op>`` has, and Triton's kernels."""
+
+    def run(x: Tensor, *arguments: Any) -> Tensor:
+        if x.dtype == torch.float64:
+            return op.reference(x, *arguments)
+        refusal = triton_backend.reason(x.device.type, x.device.index)
+        if refusal is not None:
+            raise RuntimeError(f"fastdw_triton::{op.name}: {refusal}")
+        return triton_backend.run(op.name, op.fake(x, *arguments), x, *arguments)
+
+    for device in ("CPU", "CUDA"):
+        twins.impl(op.name, run, device)
+    torch.library.register_fake(f"fastdw_triton::{op.name}", op.fake, lib=twins)
+    _register_gradient("fastdw_triton", op)
+    _register_autocast(twins, "fastdw_triton", op.name, op.autocast)
+    register_flop_formula(getattr(torch.ops.fastdw_triton, op.name))(op.flops)
+
+
+def _register_network_twin(twins: torch.library.Library) -> None:
+    from fastdw.ops import program, triton_network
+
+    for device in ("CPU", "CUDA"):
+        twins.impl("planned_network", triton_network.run, device)
+    name = "fastdw_triton::planned_network"
+    torch.library.register_fake(name, program.fake, lib=twins)
+    _register_no_gradient("planned_network", "fastdw_triton")
+    _register_autocast(twins, "fastdw_triton", "planned_network", ("x",))
+    register_flop_formula(torch.ops.fastdw_triton.planned_network)(program.flops)
+
+
+def _register_gradient(namespace: str, op: Op) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.tensors_at = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
         ctx.save_for_backward(*(inputs[i] for i in ctx.tensors_at))
@@ -177,21 +233,24 @@ def _register_gradient(op: Op) -> None:
             grads = op.gradient(grad, ctx.needs_input_grad, *arguments)
         return (*grads, *[None] * (len(arguments) - len(grads)))
 
-    torch.library.register_autograd(f"fastdw::{op.name}", backward, setup_context=setup_context)
+    name = f"{namespace}::{op.name}"
+    torch.library.register_autograd(name, backward, setup_context=setup_context)
 
 
-def _register_no_gradient(name: str) -> None:
+def _register_no_gradient(name: str, namespace: str = "fastdw") -> None:
     def backward(ctx: Any, *grads: Any) -> None:
         raise NotImplementedError(
-            f"fastdw::{name} runs on packed weights and has no gradient; call the module in "
+            f"{namespace}::{name} runs on packed weights and has no gradient; call the module in "
             "train() mode, or the op on unpacked weights"
         )
 
-    torch.library.register_autograd(f"fastdw::{name}", backward)
+    torch.library.register_autograd(f"{namespace}::{name}", backward)
 
 
-def _register_autocast(namespace: torch.library.Library, name: str, cast: tuple[str, ...]) -> None:
-    overload = getattr(torch.ops.fastdw, name).default
+def _register_autocast(
+    library: torch.library.Library, namespace: str, name: str, cast: tuple[str, ...]
+) -> None:
+    overload = getattr(getattr(torch.ops, namespace), name).default
     names = [argument.name for argument in overload._schema.arguments]
     for device, key in AUTOCAST_DEVICES.items():
         excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
@@ -209,4 +268,4 @@ def _register_autocast(namespace: torch.library.Library, name: str, cast: tuple[
             with torch._C._ExcludeDispatchKeyGuard(_excluded):
                 return overload(**given)
 
-        namespace.impl(name, kernel, key)
+        library.impl(name, kernel, key)

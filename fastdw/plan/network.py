@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fastdw import backends, native
 from fastdw.nn.fused_module import is_transformed, op_tensors
+from fastdw.ops import triton_backend
 from fastdw.ops.program import CPU, parse_program
 from fastdw.plan import packed_layout
 from fastdw.plan.record import Recording, record
@@ -41,6 +42,18 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return torch.device("cpu"), torch.float32
 
 
+def gpu_reason(backend: str = "auto") -> str | None:
+    """Why no planned network runs on the current GPU, with kernels of `backend`; None: one does."""
+    reasons = {}
+    if backend in ("auto", "cpp"):
+        reasons["cpp"] = native.cuda_reason()
+    if backend in ("auto", "triton"):
+        reasons["triton"] = triton_backend.reason("cuda")
+    if None in reasons.values():
+        return None
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
 def share_state(wrapper: nn.Module, model: nn.Module) -> None:
     """Give `wrapper` the parameters, buffers and children of `model`, which stands in `_model`."""
     # The same dicts, not copies: what `.to()` or a new child does to one holds for both.
@@ -64,16 +77,18 @@ class PlannedNetwork(nn.Module):
     dtype on the CPU.
 
     Moved to CUDA, the packed weights are rearranged and take the network's dtype (fp32, fp16 or
-    bf16), and a call is one launch of a CUDA graph.
+    bf16), and a call is one launch of a CUDA graph: of the C++ kernels, else of Triton's.
 
     Args:
         model: the converted network.
         recording: what it computes.
         keep_weights: see above.
+        backend: `"cpp"` or `"triton"`: the kernels to use on CUDA; `"auto"`: what is in use then.
 
     Attributes:
         packed: uint8 [bytes], all weights.
         program: the steps as text.
+        image: name of the argument that the network takes the image by.
         dtype: of the images that the op takes: fp32 on the CPU.
     """
 
@@ -81,11 +96,19 @@ class PlannedNetwork(nn.Module):
     program: str
     dtype: torch.dtype
 
-    def __init__(self, model: nn.Module, recording: Recording, keep_weights: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recording: Recording,
+        keep_weights: bool = True,
+        backend: str = "auto",
+    ) -> None:
         super().__init__()
+        self.backend = backend
         packed, self.program = pack(recording)
         device, dtype = placement(model)
         self.structure: pytree.TreeSpec = recording.structure
+        self.image = recording.image
         self._model: tuple[nn.Module, ...] = ()
         if keep_weights:
             share_state(self, model)
@@ -94,11 +117,13 @@ class PlannedNetwork(nn.Module):
         self._rearrange(None if device.type == "cpu" else dtype)
         super().train(False)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor | None = None, *more: Any, **settings: Any) -> Any:
         """Run the network.
 
         Args:
             x: image [batch, channels, height, width] in `dtype`, any memory format.
+            more, settings: the image under the name that the network has for it; with anything
+                else, the kept weights run block by block.
 
         Returns:
             What the network returned: feature maps are channels_last.
@@ -106,19 +131,23 @@ class PlannedNetwork(nn.Module):
         Raises:
             TypeError, BackendRefused: the op cannot take `x` and the weights were not kept.
         """
+        if x is None:
+            x = settings.pop(self.image, None)
         packed = self.packed
         reason = self._refusal(x, packed)
+        if more or settings:
+            reason = "expected the image and nothing else"
         if reason is None:
-            outputs = torch.ops.fastdw.planned_network.default(x, packed, self.program)
+            outputs = self._op(x)(x, packed, self.program)
             if self.structure.is_leaf():
                 return outputs[0]
             return pytree.tree_unflatten(outputs, self.structure)
         if self._model:
-            return self._model[0](x)
+            return self._model[0](x, *more, **settings)
         error = backends.BackendRefused if reason.startswith("backend") else TypeError
         raise error(f"{reason}; optimize(..., keep_weights=True) would run it block by block")
 
-    def _refusal(self, x: Tensor, packed: Tensor) -> str | None:
+    def _refusal(self, x: Tensor | None, packed: Tensor) -> str | None:
         """Why the op cannot take `x`, or None; wrong shapes are the op's to refuse."""
         if not isinstance(x, Tensor):
             return f"x: expected a Tensor, got {type(x).__name__}"
@@ -129,12 +158,29 @@ class PlannedNetwork(nn.Module):
             return f"x: expected {wanted}, got {got}"
         if x.device != packed.device:
             return f"x: expected a tensor on {packed.device}, got one on {x.device}"
-        if not x.is_cpu and " target=cuda_" not in self.program:
-            return f"x: no planned network runs on {x.device}: {native.cuda_reason()}"
+        if not x.is_cpu and not self._on_gpu:
+            return f"x: no planned network runs on {x.device}: {gpu_reason(self.backend)}"
         if x.requires_grad and torch.is_grad_enabled():
             return "x: expected no requires_grad, a planned network has no gradient"
-        backend = backends.current_backend()
-        return None if backend in ("auto", "cpp") else f"backend: {backend} has no planned network"
+        backend = self._backend_in_use()
+        if backend in ("auto", "cpp") or (backend == "triton" and self._on_gpu):
+            return None
+        return f"backend: {backend} has no planned network" + " on the CPU" * (backend == "triton")
+
+    @property
+    def _on_gpu(self) -> bool:
+        return " target=cuda_" in self.program
+
+    def _backend_in_use(self) -> str:
+        return backends.current_backend() if self.backend == "auto" else self.backend
+
+    def _op(self, x: Tensor) -> Any:
+        """The op that runs the packed weights."""
+        backend = self._backend_in_use()
+        if self._on_gpu and backend == "auto" and native.cuda_reason(x.device.index) is not None:
+            backend = "triton"
+        namespace = torch.ops.fastdw_triton if backend == "triton" else torch.ops.fastdw
+        return namespace.planned_network.default
 
     def train(self, mode: bool = True) -> PlannedNetwork:
         """Stay in eval mode; raise RuntimeError for `mode=True`."""
@@ -152,7 +198,7 @@ class PlannedNetwork(nn.Module):
                     f"{probe.device}: optimize(..., keep_weights=True) keeps weights that can move"
                 )
         super()._apply(fn, recurse)
-        loaded = goes_to_cuda and native.cuda_reason() is None
+        loaded = goes_to_cuda and gpu_reason(self.backend) is None
         self._rearrange(probe.dtype if loaded else None)
         return self
 

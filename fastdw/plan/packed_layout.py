@@ -10,36 +10,19 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from fastdw.backends import DTYPE_NAMES
-from fastdw.ops.program import CPU, TARGETS, Program, Step, parse_program
+from fastdw.ops.program import ALIGNMENT_BYTES, CPU, TARGETS, Program, Step, parse_program
 
 HEADER = struct.Struct("<4sIII")  # magic, version, target, steps; then zeros
 HEADER_BYTES = 64
-ALIGNMENT_BYTES = 64
 CHANNEL_BLOCK = 16
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A convolution or linear layer of a step: the shape of its weight."""
-
-    shape: tuple[int, ...]
-
-    @property
-    def channels_out(self) -> int:
-        return self.shape[0]
-
-    @property
-    def terms(self) -> int:
-        """How many products are summed for each output channel."""
-        return math.prod(self.shape[1:])
 
 
 def target_name(dtype: torch.dtype) -> str:
@@ -78,9 +61,9 @@ def to_cpu_layout(packed: Tensor, program: str) -> tuple[Tensor, str]:
     blobs = []
     for step in parsed.steps:
         tensors: list[Tensor | None] = []
-        for part, (weight, bias) in zip(_parts(step), _plain(packed, step, dtype), strict=True):
-            weight = weight.view(part.shape)
-            tensors += [weight, bias] if step.op == "classifier_head" else [weight, None, bias]
+        for weight, bias in step.cuda_weights(packed, dtype):
+            scale = [] if step.op == "classifier_head" else [None]
+            tensors += [weight.float(), *scale, bias.float()]
         if step.op == "inverted_residual" and not step.expand:
             tensors = [None, None, None, *tensors]
         pack = getattr(torch.ops.fastdw, f"pack_{step.op}").default if tensors else None
@@ -108,46 +91,18 @@ def join(
     return torch.cat(pieces), str(replace(program, steps=tuple(steps)))
 
 
-def _parts(step: Step) -> list[_Part]:
-    if step.op == "global_pool":
-        return []
-    if step.op == "stem_conv":
-        return [_Part((step.channels_out, step.channels_in, *step.kernel))]
-    if step.op == "depthwise_conv":
-        return [_Part((step.channels_out, 1, *step.kernel))]
-    if step.op == "pointwise_conv":
-        return [_Part((step.channels_out, step.channels_in, 1, 1))]
-    if step.op == "classifier_head":
-        return [_Part((step.channels_out, step.channels_in))]
-    hidden = step.channels_hidden or step.channels_in
-    expand = [_Part((hidden, step.channels_in, 1, 1))] if step.expand else []
-    return [*expand, _Part((hidden, 1, *step.kernel)), _Part((step.channels_out, hidden, 1, 1))]
-
-
 def _from_panels(packed: Tensor, step: Step) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield weight [channels_out, terms] and bias [channels_out] of each part, in fp32."""
     begin = step.weights + HEADER_BYTES  # of the blob
-    for part in _parts(step):
-        padded = -(-part.channels_out // CHANNEL_BLOCK) * CHANNEL_BLOCK
-        end = begin + 4 * padded * part.terms
-        panels = packed[begin:end].view(torch.float32).view(-1, part.terms, CHANNEL_BLOCK)
-        weight = panels.transpose(1, 2).reshape(padded, part.terms)[: part.channels_out]
+    for shape in step.weight_shapes():
+        channels_out, terms = shape[0], math.prod(shape[1:])
+        padded = -(-channels_out // CHANNEL_BLOCK) * CHANNEL_BLOCK
+        end = begin + 4 * padded * terms
+        panels = packed[begin:end].view(torch.float32).view(-1, terms, CHANNEL_BLOCK)
+        weight = panels.transpose(1, 2).reshape(padded, terms)[:channels_out]
         begin, end = end, end + 4 * padded
-        yield weight, packed[begin:end].view(torch.float32)[: part.channels_out]
+        yield weight, packed[begin:end].view(torch.float32)[:channels_out]
         begin = end
-
-
-def _plain(packed: Tensor, step: Step, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the same from the layout for CUDA."""
-    begin = step.weights
-    for part in _parts(step):
-        values = []
-        bias_dtype = dtype if step.op == "classifier_head" else torch.float32
-        for count, kind in ((math.prod(part.shape), dtype), (part.channels_out, bias_dtype)):
-            end = begin + count * kind.itemsize
-            values.append(packed[begin:end].view(kind).float())
-            begin = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        yield values[0], values[1]
 
 
 def _padded_bytes(values: Tensor) -> Tensor:

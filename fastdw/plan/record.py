@@ -21,7 +21,7 @@ from fastdw.nn.fused_module import ConvUnit, FusedModule, LinearUnit, NotFusable
 from fastdw.nn.units import Unit, check_units, conv_pattern
 from fastdw.ops.program import Program
 from fastdw.plan.steps import PlanStep, activate, add_into, merge_blocks, step_of
-from fastdw.plan.trace import NotTraceable, trace
+from fastdw.plan.trace import NotTraceable, Traced, trace_forward
 
 
 class NotPlannable(Exception):
@@ -43,11 +43,13 @@ class Recording:
         program: the steps, without places of weights yet.
         units: the layers of each step.
         structure: how the outputs are nested.
+        image: what `forward` calls the image.
     """
 
     program: Program
     units: tuple[tuple[Unit, ...], ...]
     structure: pytree.TreeSpec
+    image: str
 
 
 INERT_TYPES: set[type] = {nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout}
@@ -95,11 +97,11 @@ def record(model: nn.Module) -> Recording:
         NotPlannable: something in it has no step.
     """
     try:
-        graph = trace(model, _is_leaf)
+        traced = trace_forward(model, _is_leaf)
     except NotTraceable as error:
         raise NotPlannable(f"torch.fx cannot trace the model: {error}") from error
-    recorder = _Recorder(model)
-    for node in graph.nodes:
+    recorder = _Recorder(model, traced)
+    for node in traced.graph.nodes:
         recorder.take(node)
     return recorder.finish()
 
@@ -131,8 +133,8 @@ class _Value:
 
 
 class _Recorder:
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, traced: Traced) -> None:
+        self.model, self.traced = model, traced
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.steps: list[PlanStep] = []
         self.values: dict[fx.Node, _Value] = {}
@@ -148,7 +150,7 @@ class _Recorder:
         elif node.op in ("call_function", "call_method"):
             self._function(node)
         elif node.op == "output":
-            self._output(node.args[0])
+            self._output()
         elif node.users:
             raise NotPlannable(f"{node.name}: a tensor of the model is used by itself")
 
@@ -163,7 +165,8 @@ class _Recorder:
             raise NotPlannable("the input is not used as an image")
         assert self.structure is not None
         program = Program(channels.pop(), tuple(self.outputs), tuple(s.step for s in steps))
-        return Recording(program, tuple(s.units for s in steps), self.structure)
+        units = tuple(s.units for s in steps)
+        return Recording(program, units, self.structure, self.traced.image)
 
     def _placeholder(self, node: fx.Node) -> None:
         if not node.users:
@@ -344,13 +347,13 @@ class _Recorder:
         later = {user for holder in self._holders(node, source) for user in holder.users}
         return node.target in ADDITIONS_IN_PLACE and any(node < user for user in later)
 
-    def _output(self, result: Any) -> None:
-        nodes, self.structure = pytree.tree_flatten(_plain(result))
+    def _output(self) -> None:
+        leaves, self.structure = pytree.tree_flatten(self.traced.result)
         pooled: dict[str, str] = {}
-        for node in nodes:
-            if not isinstance(node, fx.Node):
-                raise NotPlannable(f"output: {node!r} is no tensor that a step computes")
-            value = self.values[node]
+        for leaf in leaves:
+            if not isinstance(leaf, fx.Proxy):
+                raise NotPlannable(f"output: {leaf!r} is no tensor that a step computes")
+            value = self.values[leaf.node]
             if value.kind == "flat":
                 if value.id not in pooled:
                     pooled[value.id] = str(len(self.values) + len(pooled))
@@ -362,18 +365,8 @@ class _Recorder:
                 self.outputs.append(value.id)
             else:
                 raise NotPlannable(f"output: a {value.kind} is no output that a step computes")
-        if not nodes:
+        if not leaves:
             raise NotPlannable("output: no tensor")
-
-
-def _plain(value: Any) -> Any:
-    """Containers of fx as the builtin ones."""
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        kind = list if isinstance(value, list) else tuple
-        return kind(_plain(item) for item in value)
-    if type(value).__name__ == "immutable_dict":
-        return {key: _plain(item) for key, item in value.items()}
-    return value
 
 
 def _flattens_after_batch(node: fx.Node) -> bool:

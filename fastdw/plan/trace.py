@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -16,9 +17,15 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.is_leaf = is_leaf
         self.branched = False
+        self.result: Any = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self.is_leaf(m)
+
+    def create_arg(self, a: Any) -> Any:
+        argument = super().create_arg(a)
+        self.result = a  # outer ones after inner ones: at the end, what forward returned
+        return argument
 
     # Both raise, but the forward may catch that and go another way than with tensors.
 
@@ -35,8 +42,28 @@ class NotTraceable(Exception):
     """torch.fx cannot follow the forward; the message says what it met."""
 
 
+@dataclass(frozen=True)
+class Traced:
+    """What torch.fx saw.
+
+    Attributes:
+        graph: the calls.
+        image: name of the argument that stands for the image.
+        result: what `forward` returned: proxies in its own containers.
+    """
+
+    graph: fx.Graph
+    image: str
+    result: Any
+
+
 def trace(module: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
-    """Return the graph of `module.forward`.
+    """Return the graph of `module.forward`, see `trace_forward`."""
+    return trace_forward(module, is_leaf).graph
+
+
+def trace_forward(module: nn.Module, is_leaf: IsLeaf) -> Traced:
+    """Trace `module.forward`.
 
     Args:
         module: what to trace, as its training flags stand.
@@ -48,8 +75,10 @@ def trace(module: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
     if "forward" in module.__dict__:  # torch.fx would take the one of the class
         raise NotTraceable("forward was replaced on the instance")
     try:
-        parameters = inspect.signature(module.forward).parameters.values()
+        parameters = list(inspect.signature(module.forward).parameters.values())
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        if parameters and parameters[0].name in defaults and parameters[0].default is None:
+            del defaults[parameters[0].name]  # an image all the same: None, and forward refuses
         tracer = _Tracer(is_leaf)
         graph = tracer.trace(module, concrete_args=defaults or None)
     except Exception as error:  # somebody's forward may raise anything at all on a proxy
@@ -58,7 +87,7 @@ def trace(module: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
     if tracer.branched:
         raise NotTraceable("TraceError: control flow depends on a traced value")
     _drop_assertions(graph, defaults)
-    return graph
+    return Traced(graph, parameters[0].name if parameters else "", tracer.result)
 
 
 def _drop_assertions(graph: fx.Graph, defaults: Collection[str]) -> None:

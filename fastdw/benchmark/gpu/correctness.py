@@ -104,7 +104,7 @@ def _record_verdict(
 def _network_items(bench: Bench, precisions: tuple[str, ...]) -> Iterator[Item]:
     for precision in precisions:
         for network in bench.sizes.networks:
-            for kind in networks.FASTDW:
+            for kind in networks.fastdw_builders(bench.device):
                 key = f"{network.label} {kind} {precision}"
                 yield Item(key, partial(check_network, bench, network, kind, precision))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 import fastdw
 from fastdw.benchmark.gpu.bench import Bench, Item
@@ -22,8 +23,10 @@ from fastdw.benchmark.gpu.settings import DTYPES, Network, network_tolerance, pr
 from fastdw.benchmark.models import calibrate_batch_norm, float64_output
 from fastdw.benchmark.providers.plain_torch import plain
 from fastdw.convert import convert
+from fastdw.ops import triton_backend
 
 FASTDW = ("fastdw-planned", "fastdw-modules")
+TRITON = "fastdw-triton"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ def planned(trial: Trial) -> Run:
     return fast
 
 
+def on_triton(trial: Trial) -> Run:
+    """Blocks on Triton's kernels between torch's own layers."""
+    return fastdw.optimize(trial.model, trial.images[:1], backend="triton", tolerance=math.inf)
+
+
 def converted(model: nn.Module) -> nn.Module:
     """A copy with fastdw's modules."""
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)
@@ -79,22 +87,46 @@ def eager(model: nn.Module) -> nn.Module:
     return plain(model).to(memory_format=torch.channels_last)
 
 
+def folded(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """A copy that runs no op of fastdw, every batch norm folded into its convolution."""
+    model = fuse(plain(model))
+    left = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    if left:
+        raise RuntimeError(f"torch.fx left {left} batch norms unfolded")
+    return model.to(memory_format=layout)
+
+
 BUILDERS: dict[str, Callable[[Trial], Run]] = {
     "fastdw-planned": planned,
     "fastdw-modules": lambda trial: converted(trial.model),
+    TRITON: on_triton,
     "torch-eager": lambda trial: eager(trial.model),
+    "torch-folded-channels-last": lambda trial: folded(trial.model, torch.channels_last),
+    "torch-folded-nchw": lambda trial: folded(trial.model, torch.contiguous_format),
 }
 # A planned network reads images as they come; torch wants them channels_last.
-LAYOUTS = {"fastdw-planned": torch.contiguous_format}
+LAYOUTS = {
+    "fastdw-planned": torch.contiguous_format,
+    TRITON: torch.contiguous_format,
+    "torch-folded-nchw": torch.contiguous_format,
+}
+
+
+def fastdw_builders(device: Device) -> dict[str, Callable[[Trial], Run]]:
+    """fastdw's ways to run a network on a device."""
+    has_triton = triton_backend.reason(device.kind) is None
+    return {name: BUILDERS[name] for name in (*FASTDW, *(TRITON,) * has_triton)}
 
 
 def items(bench: Bench) -> Iterator[Item]:
     sizes = bench.sizes
+    others = {name: build for name, build in BUILDERS.items() if name.startswith("torch")}
+    builders = {**fastdw_builders(bench.device), **others}
     for precision in sizes.precisions:
         for network in sizes.networks:
             for batch in sizes.batches:
                 key = f"{network.label} {precision} batch {batch}"
-                yield Item(key, partial(race, bench, network, precision, batch, BUILDERS))
+                yield Item(key, partial(race, bench, network, precision, batch, builders))
 
 
 def race(

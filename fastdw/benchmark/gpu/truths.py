@@ -22,6 +22,7 @@ from fastdw.benchmark.error_budget import budget
 from fastdw.benchmark.gpu.device import cuda_reason
 from fastdw.benchmark.gpu.settings import DTYPES, TF32_EPS
 from fastdw.benchmark.verify import Truth
+from fastdw.ops import triton_backend
 
 
 @dataclass(frozen=True)
@@ -96,4 +97,6 @@ def _absence(row: BackendRow, device: str) -> str | None:
         return "the reference"
     if row.devices and device not in row.devices:
         return f"no row for {device}"
+    if row.backend == "triton":
+        return triton_backend.reason(device)
     return cuda_reason() if (row.backend, device) == ("cpp", "cuda") else None

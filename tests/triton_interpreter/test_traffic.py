@@ -1,0 +1,76 @@
+"""What the Triton kernels move, by the elements that their masked loads and stores touch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastdw import ops
+from fastdw.benchmark.cases import OpCase, dense, depthwise
+from fastdw.triton_kernels.tiles import Tile, forced, recorded
+from triton_interpreter import counters
+from triton_interpreter.counters import SECTOR
+
+
+def block(channels: int, hidden: int, size: int) -> OpCase:
+    convs = (dense(hidden, channels, "relu6"), depthwise(hidden), dense(channels, hidden))
+    x = (1, channels, size, size)
+    return OpCase("inverted_residual", "", x, convs, {"stride": 1, "padding": 1})
+
+
+# Each reads x at most so often from the L2, if its programs keep in the L1 what they have read:
+# small images are cut smaller, for more programs, and read more.
+CASES = {
+    "depthwise stride 1": (
+        OpCase("depthwise_conv", "", (20, 64, 28, 28), (depthwise(64),), {"padding": 1}),
+        1.4,
+    ),
+    "depthwise stride 2": (
+        OpCase(
+            "depthwise_conv", "", (1, 64, 28, 28), (depthwise(64),), {"stride": 2, "padding": 1}
+        ),
+        1.7,
+    ),
+    "pointwise": (OpCase("pointwise_conv", "", (4, 64, 28, 28), (dense(64, 64, "relu6"),)), 1.01),
+    "whole block": (block(24, 144, 56), 1.7),
+}
+
+
+def counted(case: OpCase) -> tuple[list[counters.Launch], int, int]:
+    """Return the launches, the ideal bytes and those of x."""
+    tensors = case.tensors(torch.float16)
+    weights = {
+        f"{name} {i}": tensor
+        for i, conv in enumerate(tensors.convs)
+        if conv
+        for name, tensor in zip(("weight", "scale", "bias"), conv[:3], strict=True)
+        if tensor is not None
+    }
+    with counters.counted(x=tensors.x, **weights) as launches, torch.no_grad():
+        y = case.call(getattr(ops, case.op), tensors, backend="triton")
+    ideal = tensors.x.nbytes + y.nbytes + sum(tensor.nbytes for tensor in weights.values())
+    return launches, ideal, tensors.x.nbytes
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_memory_is_touched_once(name: str) -> None:
+    """One launch, and from DRAM no more than input, output and weights: no hidden tensor."""
+    case, most = CASES[name]
+    launches, ideal, x_bytes = counted(case)
+    assert len(launches) == 1
+    read, written = (counters.total(launches, way) for way in ("read", "written"))
+    assert ideal <= read.distinct + written.distinct <= ideal + 8 * SECTOR
+    assert written.touched == written.per_program == written.distinct
+    assert counters.total(launches, "read", "x").per_program <= most * x_bytes
+
+
+def test_the_counters_see_a_smaller_tile_read_more() -> None:
+    case, _ = CASES["pointwise"]
+    with recorded() as chosen:
+        counted(case)
+    [(key, tile)] = chosen.items()
+    narrow = Tile({**tile.sizes, "BLOCK_OUT": 16, "LEAST_BLOCKS": 99}, tile.num_warps)
+    with forced({key: narrow}):
+        launches, _, x_bytes = counted(case)
+    read = counters.total(launches, "read", "x")
+    assert read.per_program == 4 * x_bytes and read.distinct == x_bytes
