@@ -12,10 +12,10 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -27,14 +27,9 @@ import triton_machine_code as machine_code  # noqa: E402
 from triton_machine_code import Compiled  # noqa: E402
 
 from fastdw.benchmark import triton_launches  # noqa: E402
+from fastdw.benchmark.gpu.settings import DTYPES, products_in  # noqa: E402
 from fastdw.triton_kernels.launch import Target  # noqa: E402
 
-PRECISIONS = {  # of the tensors, and of the products
-    "fp32": (torch.float32, "ieee"),
-    "tf32": (torch.float32, "tf32"),
-    "fp16": (torch.float16, "ieee"),
-    "bf16": (torch.bfloat16, "ieee"),
-}
 MULTIPROCESSORS = {"sm_80": 108, "sm_89": 128, "sm_90": 132, "sm_100": 148, "sm_120": 170}
 """Of A100, RTX 4090, H100, B200, RTX 5090; an MI300X has 304."""
 
@@ -45,15 +40,15 @@ Job = tuple[str, str, str, str, Any]
 def jobs(targets: Sequence[str], batches: Sequence[int]) -> Iterator[Job]:
     """The launches that differ, each once with the first layer that needs it."""
     seen = set()
-    for precision, (dtype, products) in PRECISIONS.items():
-        torch.backends.cudnn.conv.fp32_precision = products
-        for name in targets:
-            target = Target(name, MULTIPROCESSORS.get(name, 304))
-            for op, label, launch in triton_launches.network_launches(dtype, target, batches):
-                key = (name, machine_code.identity(launch))
-                if key not in seen:
-                    seen.add(key)
-                    yield op, precision, name, label, launch
+    for (precision, dtype), name in product(DTYPES.items(), targets):
+        target = Target(name, MULTIPROCESSORS.get(name, 304))
+        with products_in(precision):
+            planned = list(triton_launches.network_launches(dtype, target, batches))
+        for op, label, launch in planned:
+            key = (name, machine_code.identity(launch))
+            if key not in seen:
+                seen.add(key)
+                yield op, precision, name, label, launch
 
 
 def row_of(job: Job, compiled: Compiled) -> dict[str, Any]:

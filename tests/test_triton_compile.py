@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fastdw.benchmark import triton_launches
+from fastdw.benchmark.gpu.settings import DTYPES, products_in
 from fastdw.benchmark.network_cases import network_cases
 from fastdw.ops import triton_backend
 from fastdw.ops.registration import OPS
@@ -33,22 +34,13 @@ import triton_machine_code as machine_code  # noqa: E402
 pytestmark = pytest.mark.slow
 
 TARGETS = (Target("sm_80", 108), Target("sm_90", 132))
-PRECISIONS = {
-    "fp32": (torch.float32, "ieee"),
-    "tf32": (torch.float32, "tf32"),
-    "fp16": (torch.float16, "ieee"),
-    "bf16": (torch.bfloat16, "ieee"),
-}
 WITH_PRODUCTS = ("pointwise_conv", "separable_block", "inverted_residual", "stem_conv")
 
 
-@pytest.fixture(params=PRECISIONS)
-def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    kind, products = PRECISIONS[request.param]
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = products
-    yield kind
-    torch.backends.cudnn.conv.fp32_precision = before
+@pytest.fixture(params=DTYPES)
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    with products_in(request.param):
+        yield request.param
 
 
 def layer_launches(op: str, dtype: torch.dtype, target: Target) -> list[KernelLaunch]:
@@ -64,15 +56,14 @@ def layer_launches(op: str, dtype: torch.dtype, target: Target) -> list[KernelLa
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.arch)
 @pytest.mark.parametrize("op", OPS)
-def test_machine_code(op: str, target: Target, dtype: torch.dtype) -> None:
+def test_machine_code(op: str, target: Target, precision: str) -> None:
     on_tensor_cores = 0
-    for launch in layer_launches(op, dtype, target):
+    for launch in layer_launches(op, DTYPES[precision], target):
         compiled = machine_code.compile_launch(launch, target.arch)
         assert (compiled.stack_bytes, compiled.spills) == (0, 0), compiled
         assert compiled.fits, compiled
         on_tensor_cores += compiled.instructions["tensor cores"]
-    exact = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert bool(on_tensor_cores) == (op in WITH_PRODUCTS and not exact)
+    assert bool(on_tensor_cores) == (op in WITH_PRODUCTS and precision != "fp32")
 
 
 @triton.jit

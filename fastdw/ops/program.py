@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastdw import activation as activations
+from fastdw.backends import DTYPE_NAMES
 from fastdw.geometry import output_size
 from fastdw.ops import checks
 
@@ -148,6 +149,16 @@ class Program:
     outputs: tuple[str, ...]
     steps: tuple[Step, ...]
     target: str = CPU
+
+    @property
+    def cuda_dtype(self) -> torch.dtype:
+        """The dtype of weights and images that are laid out for CUDA.
+
+        Raises:
+            KeyError: they are laid out for the CPU.
+        """
+        dtypes = {f"cuda_{name}": dtype for dtype, name in DTYPE_NAMES.items()}
+        return dtypes[self.target]
 
     def __str__(self) -> str:
         head = (

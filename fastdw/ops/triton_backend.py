@@ -69,6 +69,12 @@ def _refusal_of(major: int, minor: int) -> str | None:
     return f"the kernels need compute capability 8.0 or newer, this GPU has {major}.{minor}"
 
 
+@functools.cache
+def _kernels(module: str) -> Any:
+    """A module of the kernels: with the first of them Triton is imported."""
+    return importlib.import_module(f"fastdw.triton_kernels.{module}")
+
+
 def run(op: str, y: Tensor, x: Tensor, *arguments: Any) -> Tensor:
     """Run ``op`` (arguments in schema order) and return y, which has the output's shape."""
     if y.numel() == 0:
@@ -83,7 +89,7 @@ def plan(op: str, target: Any, y: Tensor, x: Tensor, *arguments: Any) -> list[An
 
     Runs nothing, so meta tensors do.
     """
-    kernels = importlib.import_module(f"fastdw.triton_kernels.{op}")
+    kernels = _kernels(op)
     launches: list[Any] = getattr(kernels, f"plan_{op}")(*_PLANNED[op](x, y, *arguments), target)
     return launches
 
@@ -98,7 +104,7 @@ def plan_input_grad(
     dilation: Any,
 ) -> list[Any]:
     """The launches of ``depthwise_conv_train.input_grad`` into x_grad, which is NHWC."""
-    kernels = importlib.import_module("fastdw.triton_kernels.depthwise_conv_train")
+    kernels = _kernels("depthwise_conv_train")
     geometry = (stride, _sides(x_grad, weight, stride, padding, dilation), dilation)
     launches: list[Any] = kernels.plan_depthwise_conv_input_grad(
         _nhwc(grad), weight.contiguous(), x_grad, *geometry, target
@@ -116,7 +122,7 @@ def plan_weight_grad(
     dilation: Any,
 ) -> list[Any]:
     """The launches of ``depthwise_conv_train.weight_grad`` into weight_grad, which is fp32."""
-    kernels = importlib.import_module("fastdw.triton_kernels.depthwise_conv_train")
+    kernels = _kernels("depthwise_conv_train")
     geometry = (stride, _sides(x, weight_grad, stride, padding, dilation), dilation)
     launches: list[Any] = kernels.plan_depthwise_conv_weight_grad(
         _nhwc(grad), _nhwc(x), weight_grad, *geometry, target
@@ -131,7 +137,7 @@ def target_of(device: torch.device) -> Any:
 
 @functools.cache
 def _target(kind: str, index: int) -> Any:
-    launch = importlib.import_module("fastdw.triton_kernels.launch")
+    launch = _kernels("launch")
     if kind != "cuda":
         return launch.Target("interpreter")
     properties = torch.cuda.get_device_properties(index)
@@ -139,8 +145,8 @@ def _target(kind: str, index: int) -> Any:
         arch = properties.gcnArchName.split(":")[0]
     else:
         arch = f"sm_{properties.major}{properties.minor}"
-    tuning = importlib.import_module("fastdw.triton_kernels.tuning")
-    tiles = importlib.import_module("fastdw.triton_kernels.tiles")
+    tuning = _kernels("tuning")
+    tiles = _kernels("tiles")
     tiles.tuned[arch] = tuning.load(tuning.table_path(properties.name))
     return launch.Target(arch, properties.multi_processor_count)
 
@@ -148,7 +154,7 @@ def _target(kind: str, index: int) -> Any:
 def _run(launches: list[Any], tensor: Tensor) -> None:
     """Triton launches on the current GPU, which must be the tensor's."""
     with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
-        importlib.import_module("fastdw.triton_kernels.launch").run(launches)
+        _kernels("launch").run(launches)
 
 
 def run_input_grad(x_grad: Tensor, grad: Tensor, weight: Tensor, *geometry: Any) -> None:

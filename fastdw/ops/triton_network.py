@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdw.backends import DTYPE_NAMES
 from fastdw.ops import checks, triton_backend
 from fastdw.ops.program import CPU, Program, Step, parse_program
 
@@ -35,18 +34,13 @@ def run(x: Tensor, packed: Tensor, program: str) -> list[Tensor]:
     if refusal is not None:
         raise RuntimeError(f"fastdw_triton::planned_network: {refusal}")
     with torch.no_grad():
-        image = x.to(_dtype_of(parsed))
+        image = x.to(parsed.cuda_dtype)
         if not x.is_cuda or x.numel() == 0 or torch.cuda.is_current_stream_capturing():
             outputs = _steps(image, packed, parsed)
         else:
             with torch.cuda.device(x.device):
                 outputs = _graph_of(image, packed, program).replay(image)
         return [output.to(x.dtype) for output in outputs]
-
-
-def _dtype_of(program: Program) -> torch.dtype:
-    names = {f"cuda_{name}": dtype for dtype, name in DTYPE_NAMES.items()}
-    return names[program.target]
 
 
 @dataclass

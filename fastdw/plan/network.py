@@ -177,7 +177,7 @@ class PlannedNetwork(nn.Module):
     def _op(self, x: Tensor) -> Any:
         """The op that runs the packed weights."""
         backend = self._backend_in_use()
-        if self._on_gpu and backend == "auto" and native.cuda_reason(x.device.index) is not None:
+        if backend == "auto" and x.is_cuda and native.cuda_reason(x.device.index) is not None:
             backend = "triton"
         namespace = torch.ops.fastdw_triton if backend == "triton" else torch.ops.fastdw
         return namespace.planned_network.default

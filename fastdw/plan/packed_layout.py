@@ -57,11 +57,10 @@ def to_cuda_layout(packed: Tensor, program: str, dtype: torch.dtype) -> tuple[Te
 def to_cpu_layout(packed: Tensor, program: str) -> tuple[Tensor, str]:
     """Undo `to_cuda_layout`, except for its rounding; the result is on the CPU."""
     parsed, packed = parse_program(program), packed.cpu()
-    dtype = next(dtype for dtype in DTYPES if target_name(dtype) == parsed.target)
     blobs = []
     for step in parsed.steps:
         tensors: list[Tensor | None] = []
-        for weight, bias in step.cuda_weights(packed, dtype):
+        for weight, bias in step.cuda_weights(packed, parsed.cuda_dtype):
             scale = [] if step.op == "classifier_head" else [None]
             tensors += [weight.float(), *scale, bias.float()]
         if step.op == "inverted_residual" and not step.expand:
