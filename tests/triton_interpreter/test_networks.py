@@ -60,11 +60,26 @@ def test_modules(name: str) -> None:
         exact = copy.deepcopy(model).double()(x.double())
     with fastdw.use_backend("triton"):
         y = assert_runs_on_triton(name, model, x)
-        again = assert_runs_on_triton(name, model, x)  # on kept weights
+        again = assert_runs_on_triton(name, model, x)
     torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
     assert torch.equal(y, again)
-    with torch.no_grad():  # a cache of one backend does not serve another one
+    with torch.no_grad():
         assert not torch.equal(model(x), y)
+
+
+def test_kept_weights_serve_one_backend() -> None:
+    name = "fastdw:mobilenet_v1"
+    model = calibrated(name)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        by_cpp = model(x)
+        with fastdw.use_backend("triton"):
+            y = model(x)  # keeps the folded weights
+            caches = [getattr(module, "_fastdw_cache", None) for module in model.modules()]
+            assert {cache.backend for cache in caches if cache is not None} == {"triton"}
+            assert torch.equal(model(x), y)
+        assert not torch.equal(y, by_cpp)
+        assert torch.equal(model(x), by_cpp)
 
 
 def test_half_precision() -> None:
