@@ -37,6 +37,7 @@ COLUMNS = (
 DTYPES = ("fp32", "fp16", "bf16", "tf32")  # as tests/cuda_on_host/plans.cpp numbers them
 HEADER_BYTES = 1024  # of shared memory, that the system keeps for every block
 REGISTERS = 65536
+BLOCK_PLANS = ("fastest", "fused", "separate")  # enum BlockPlan of kernels/cuda/params.h
 REGISTER_UNIT = 256  # registers of a warp are taken in such portions, warps in fours
 
 
@@ -96,11 +97,11 @@ class Layer:
     stride: int = 1
     pool: bool = False
 
-    def sizes(self, batch: int) -> Any:
+    def sizes(self, batch: int, block_plan: str) -> Any:
         """The struct Sizes of tests/cuda_on_host/plans.cpp."""
         numbers = (batch, self.height, self.height, self.channels_in, self.channels_hidden)
         numbers += (self.channels_out, self.kernel, self.stride, self.pool)
-        return (ctypes.c_int64 * 9)(*numbers)
+        return (ctypes.c_int64 * 10)(*numbers, BLOCK_PLANS.index(block_plan))
 
 
 def layers() -> Iterator[Layer]:
@@ -143,10 +144,12 @@ class Launchers:
         names = machine_code.demangle(list(symbols.values()))
         self.names = dict(zip(symbols, map(machine_code.short_name, names), strict=True))
 
-    def launches(self, layer: Layer, batch: int, dtype: str, gpu: Gpu) -> list[dict[str, Any]]:
+    def launches(
+        self, layer: Layer, batch: int, dtype: str, gpu: Gpu, block_plan: str = "fastest"
+    ) -> list[dict[str, Any]]:
         """What a layer launches: the kernel's name, blocks, threads and shared bytes."""
-        number = DTYPES.index(dtype)
-        text = self.plan(layer.op.encode(), layer.sizes(batch), number, gpu.device())
+        number, sizes = DTYPES.index(dtype), layer.sizes(batch, block_plan)
+        text = self.plan(layer.op.encode(), sizes, number, gpu.device())
         found: list[dict[str, Any]] = json.loads(text)
         return [{**launch, "kernel": self.names[launch["offset"]]} for launch in found]
 

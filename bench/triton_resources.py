@@ -2,16 +2,20 @@
 
     python bench/triton_resources.py [--targets "sm_80 gfx942"] [--batch 1 32] [--out FOLDER]
 
-Compiles every launch of every layer of MobileNet V1 and V2, gradients included, in every dtype, and
-prints the worst of each kernel; triton.csv has them all. Nothing here is a time of a kernel.
+Compiles every launch of every layer of MobileNet V1 and V2, gradients included, in every dtype, on
+all cores, and prints the worst of each kernel; triton.csv has them all. Nothing here is a time of a
+kernel. What is compiled is kept until its source changes: a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -49,6 +53,15 @@ def jobs(targets: Sequence[str], batches: Sequence[int]) -> Iterator[Job]:
             if key not in seen:
                 seen.add(key)
                 yield op, precision, name, label, launch
+
+
+def compile_share(targets: Sequence[str], batches: Sequence[int], index: int, count: int) -> None:
+    """Compile every count-th launch; what comes out is kept for `main`."""
+    for job in list(jobs(targets, batches))[index::count]:
+        try:
+            machine_code.compile_launch(job[-1], job[2])
+        except Exception:  # told by `main`, which finds nothing kept
+            continue
 
 
 def row_of(job: Job, compiled: Compiled) -> dict[str, Any]:
@@ -98,10 +111,25 @@ def main() -> None:
     parser.add_argument("--targets", default=" ".join(machine_code.SHARED_KIB))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu_report")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    work = list(jobs(arguments.targets.split(), arguments.batch))
+    targets, count = arguments.targets.split(), arguments.processes
+    work = list(jobs(targets, arguments.batch))
+    context = multiprocessing.get_context("spawn")  # Triton's compiler has threads
+    others = [
+        context.Process(target=compile_share, args=(targets, arguments.batch, index, count))
+        for index in range(1, count)
+    ]
+    for process in others:
+        process.start()
+    # This process begins with its own share, so that nothing is compiled twice.
+    for job in track(work[::count], f"compiling 1 of {count} shares", console=Console(stderr=True)):
+        with suppress(Exception):
+            machine_code.compile_launch(job[-1], job[2])
+    for process in others:
+        process.join()
     rows, failed = [], []
-    for job in track(work, "compiling", console=Console(stderr=True)):
+    for job in work:
         try:
             rows.append(row_of(job, machine_code.compile_launch(job[-1], job[2])))
         except Exception as error:  # of Triton's compiler: any

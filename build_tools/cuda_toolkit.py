@@ -19,9 +19,10 @@ from pathlib import Path
 DEFAULT_TARGETS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 """What machine code is made for unless FASTDW_CUDA_ARCH names others."""
 
-VIRTUAL_TARGET = "compute_80"
-"""The instructions that the kernels use; every target's machine code comes from one PTX of these,
-which costs a third of a front-end run per target, and newer GPUs can compile it for themselves."""
+VIRTUAL_TARGETS = ("compute_80", "compute_90")
+"""The instructions that the kernels use: those of 8.0, from 9.0 on programmatic dependent launch
+as well. A target's machine code comes from the newest PTX that it has all instructions of; newer
+GPUs can compile it for themselves."""
 
 NVCC_FLAGS = ("-O3", "-std=c++17", "-lineinfo")
 
@@ -134,8 +135,17 @@ def _number(target: str) -> int:
 
 def target_flags(targets: Iterable[str]) -> list[str]:
     """nvcc's flags for machine code of every target, and the PTX that others compile."""
-    codes = [f"sm_{_number(target)}" for target in targets]
-    return [f"-gencode=arch={VIRTUAL_TARGET},code=[{','.join([*codes, VIRTUAL_TARGET])}]"]
+    flags = []
+    for virtual in VIRTUAL_TARGETS:
+        codes = [f"sm_{_number(t)}" for t in targets if virtual_target(t) == virtual]
+        if codes:
+            flags.append(f"-gencode=arch={virtual},code=[{','.join([*codes, virtual])}]")
+    return flags
+
+
+def virtual_target(target: str) -> str:
+    """The PTX that machine code of a target is made from."""
+    return VIRTUAL_TARGETS[_number(target) >= 90]
 
 
 def kernel_sources(root: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cuda_toolkit
-from cuda_toolkit import NVCC_FLAGS, VIRTUAL_TARGET, Toolkit, ToolkitError
+from cuda_toolkit import NVCC_FLAGS, Toolkit, ToolkitError, virtual_target
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "cuda_machine_code"
@@ -29,6 +29,9 @@ WHEEL_FOLDER = ROOT / "build" / "cuda_tools"
 
 INSTRUCTIONS = {
     "LDG.128": r"\bLDG\.E\S*\.128",  # global loads of 16 bytes
+    "STG.128": r"\bSTG\.E\S*\.128",
+    "LDS.8": r"\bLDS\.[US]8",  # shared loads of single bytes: words that lost their alignment
+    "ACQBULK": r"\bACQBULK",  # waits for the launch in front
     "LDGSTS": r"\bLDGSTS",  # cp.async
     "LDSM": r"\bLDSM",  # ldmatrix
     "HMMA": r"\bHMMA",  # tensor cores
@@ -109,9 +112,9 @@ def kernels_of(
 ) -> list[Kernel]:
     """Every kernel of a source in the machine code of a target; compiled only after changes."""
     with _alone(folder, source.stem):
-        ptx = _compile_ptx(toolkit, source, folder)
+        ptx = _compile_ptx(toolkit, source, virtual_target(target), folder)
         digest = hashlib.sha256(ptx.read_bytes() + b"".join(map(str.encode, INSTRUCTIONS)))
-        cubin = ptx.with_suffix(f".sm_{target.replace('.', '')}.cubin")
+        cubin = folder / f"{source.stem}.sm_{target.replace('.', '')}.cubin"
         table = cubin.with_suffix(".json")
         if table.exists():
             known = json.loads(table.read_text())
@@ -123,10 +126,10 @@ def kernels_of(
         return kernels
 
 
-def _compile_ptx(toolkit: Toolkit, source: Path, folder: Path) -> Path:
-    ptx = folder / f"{source.stem}.ptx"
+def _compile_ptx(toolkit: Toolkit, source: Path, virtual: str, folder: Path) -> Path:
+    ptx = folder / f"{source.stem}.{virtual}.ptx"
     dependencies, stamp_file = ptx.with_suffix(".d"), ptx.with_suffix(".stamp")
-    command = [toolkit.nvcc, *NVCC_FLAGS, f"-arch={VIRTUAL_TARGET}", f"-I{ROOT}", "-ptx"]
+    command = [toolkit.nvcc, *NVCC_FLAGS, f"-arch={virtual}", f"-I{ROOT}", "-ptx"]
     command += [str(source), "-o", str(ptx), "-MMD", "-MF", str(dependencies)]
     if ptx.exists() and stamp_file.exists() and dependencies.exists():
         if stamp_file.read_text() == _stamp(toolkit, command, dependencies):
@@ -165,7 +168,7 @@ def _compile_cubin(
     names = demangle([entry["symbol"] for entry in entries])
     return [
         Kernel(
-            source=ptx.stem,
+            source=ptx.name.partition(".")[0],
             name=short_name(name),
             symbol=entry["symbol"],
             target=target,

@@ -56,9 +56,13 @@ def setup_script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "setup.py"))
 
 
-def test_every_target_is_made_from_one_virtual_one() -> None:
-    assert cuda_toolkit.target_flags(["8.0", "12.0"]) == [
-        "-gencode=arch=compute_80,code=[sm_80,sm_120,compute_80]"
+def test_a_target_is_made_from_the_newest_virtual_one_that_it_has() -> None:
+    assert cuda_toolkit.target_flags(["8.0", "8.9", "9.0", "12.0"]) == [
+        "-gencode=arch=compute_80,code=[sm_80,sm_89,compute_80]",
+        "-gencode=arch=compute_90,code=[sm_90,sm_120,compute_90]",
+    ]
+    assert cuda_toolkit.target_flags(["12.0"]) == [
+        "-gencode=arch=compute_90,code=[sm_120,compute_90]"
     ]
 
 

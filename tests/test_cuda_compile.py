@@ -30,15 +30,17 @@ REGISTERS = 65536  # of a multiprocessor
 # source, kernels, what must be in their machine code, what must not
 INSTRUCTIONS = [
     ("pointwise_conv", r"^pointwise_conv<.*\b(Tf32|__half|__nv_bfloat16)\b", "HMMA LDSM", ""),
-    ("pointwise_conv", r"^pointwise_conv<.*\btrue> ?>?$", "LDGSTS LDG.128", ""),
+    ("pointwise_conv", r"^pointwise_conv<.*\btrue> ?>?$", "LDGSTS STG.128", ""),
     ("pointwise_conv", r"^pointwise_conv<.*float, Exact", "FFMA", "HMMA"),
     ("inverted_residual_fp16", r"^inverted_residual<", "HMMA LDSM LDGSTS LDG.128", ""),
     ("inverted_residual_bf16", r"^inverted_residual<", "HMMA LDSM LDGSTS LDG.128", ""),
     ("inverted_residual_tf32", r"^inverted_residual<", "HMMA LDSM LDGSTS LDG.128", ""),
     ("inverted_residual_fp32", r"^inverted_residual<", "FFMA LDGSTS LDG.128", "HMMA"),
     ("depthwise_conv", r"<float, 4\b|<(__half|__nv_bfloat16), 8\b", "LDG.128", ""),
+    ("depthwise_conv_tile", "", "LDGSTS", ""),
     ("classifier_head", r"^(linear<\w+, \w+, [48],|global_pool<.*, [48]>)", "LDG.128", ""),
     ("stem_conv", r"stem_kernel<", "FFMA", ""),
+    ("stem_conv", r"stem_mma_kernel<", "HMMA LDSM LDGSTS", ""),
 ]
 
 
@@ -65,11 +67,33 @@ def text_of(kernel: Kernel) -> str:
     return f"sm_{kernel.target} {kernel.name}"
 
 
+# Their launch bounds leave 128 registers (80 in the linear layer): a few scalars are parked.
+PARKING = re.compile(
+    r"^inverted_residual<.*, [48], 2, [46], \d> >$|^linear<float, float, 4, 8, 4>$"
+)
+
+
 def test_no_kernel_uses_a_stack_or_spills(tools: Tools, source: Path) -> None:
     kernels = compiled(tools, source)
+    parking = [k for k in kernels if PARKING.match(k.name)]
+    assert all(k.stack_bytes <= 32 and k.instructions["STL"] <= 8 for k in parking)
+    kernels = [k for k in kernels if k not in parking]
     assert [text_of(k) for k in kernels if k.stack_bytes or k.spill_bytes] == []
     local = [k for k in kernels if k.instructions["LDL"] or k.instructions["STL"]]
     assert [text_of(k) for k in local] == []
+
+
+def test_shared_memory_is_read_by_words(tools: Tools, source: Path) -> None:
+    """Loads of single bytes once made the block kernel issue 14 % more instructions."""
+    kernels = compiled(tools, source)
+    assert [text_of(k) for k in kernels if k.instructions["LDS.8"]] == []
+
+
+def test_kernels_that_may_begin_early_wait(tools: Tools, source: Path) -> None:
+    """From 9.0 on: see wait_for_previous_launch() of kernels/cuda/ptx.cuh."""
+    for kernel in compiled(tools, source):
+        waits = kernel.instructions["ACQBULK"] > 0
+        assert waits == (kernel.target == "9.0"), text_of(kernel)
 
 
 def test_every_kernel_states_its_threads_and_they_fit(tools: Tools, source: Path) -> None:
@@ -128,7 +152,7 @@ def test_machine_code_is_kept_until_a_file_changes(tools: Tools, tmp_path: Path)
     source.write_text('#include "factor.h"\n__global__ void f(float* y) { y[0] *= FACTOR; }\n')
     header.write_text("#define FACTOR 3.f\n")
     first = machine_code.kernels_of(*tools, source, "8.0", tmp_path)
-    ptx = tmp_path / "kernel.ptx"
+    ptx = tmp_path / "kernel.compute_80.ptx"
     made = ptx.stat().st_mtime_ns
     assert machine_code.kernels_of(*tools, source, "8.0", tmp_path) == first
     assert ptx.stat().st_mtime_ns == made

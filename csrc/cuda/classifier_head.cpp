@@ -29,7 +29,7 @@ Tensor classifier_head(const Tensor& x, const Tensor& weight, const OptionalTens
   params.pixels = x.size(2) * x.size(3);
   params.channels_in = x.size(1);
   params.channels_out = weight.size(0);
-  launch(x, [&](const Device& device, void* workspace) {
+  launch(x, [&](const Device& device, void* workspace, unsigned*) {
     params.workspace = workspace;
     return plan_classifier_head(params, device);
   });

@@ -35,7 +35,9 @@ Tensor depthwise_conv(const Tensor& x, const Tensor& weight, const OptionalTenso
   params.height_out = sampling.height_out;
   params.width_out = sampling.width_out;
   params.window = sampling.window;
-  launch(x, [&](const Device& device, void*) { return plan_depthwise_conv(params, device); });
+  launch(x, [&](const Device& device, void*, unsigned*) {
+    return plan_depthwise_conv(params, device);
+  });
   return y;
 }
 

@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <map>
 #include <mutex>
+#include <string>
+#include <string_view>
 
 namespace fastdw::cuda {
 namespace {
@@ -71,6 +74,16 @@ Tensor row_of_bytes(const Tensor& x, int64_t bytes, int64_t zeros, cudaStream_t 
   if (zeroed > 0)
     check_cuda(cudaMemsetAsync(row.mutable_data_ptr(), 0, zeroed, stream), "cudaMemsetAsync");
   return row;
+}
+
+BlockPlan wished_block_plan() {
+  const char* text = std::getenv("FASTDW_CUDA_BLOCKS");
+  const std::string_view wish = text == nullptr ? "fastest" : text;
+  if (wish == "fused") return BlockPlan::fused;
+  if (wish == "separate") return BlockPlan::separate;
+  FASTDW_CHECK(wish == "fastest",
+               "FASTDW_CUDA_BLOCKS: expected fastest, fused or separate, got ", std::string(wish));
+  return BlockPlan::fastest;
 }
 
 void run_launches(const LaunchList& list, cudaStream_t stream) {

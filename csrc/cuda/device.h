@@ -44,25 +44,27 @@ Tensor empty_like_device(const Tensor& x, std::initializer_list<int64_t> sizes, 
 
 // A row of bytes on the device of x, the first `zeros` of them zeroed on the stream.
 Tensor row_of_bytes(const Tensor& x, int64_t bytes, int64_t zeros, cudaStream_t stream);
-inline Tensor zeroed_bytes(const Tensor& x, int64_t bytes, cudaStream_t stream) {
-  return row_of_bytes(x, bytes, bytes, stream);
-}
+
+// What FASTDW_CUDA_BLOCKS asks for: "fastest" (or nothing), "fused" or "separate".
+BlockPlan wished_block_plan();
 
 void run_launches(const LaunchList& list, cudaStream_t stream);
 
-// Plans an op and puts it on the current stream of x's device. `plan(device, workspace)` returns a
-// LaunchList, the same for every workspace but for the address. A workspace is taken for each call,
-// as torch's allocator knows about streams and captured graphs, and its counters are zeroed.
+// Plans an op and puts it on the current stream of x's device. `plan(device, workspace, counters)`
+// returns a LaunchList, the same for all but for the addresses. Both are taken for each call, as
+// torch's allocator knows about streams and captured graphs.
 template <class Plan>
 void launch(const Tensor& x, const Plan& plan) {
   const DeviceScope scope(x);
   const Device& device = device_of(scope.index());
-  LaunchList list = plan(device, nullptr);
-  Tensor workspace;
-  if (list.workspace_bytes > 0) {
-    workspace = row_of_bytes(x, static_cast<int64_t>(list.workspace_bytes), kCounterBytes,
-                             scope.stream());
-    list = plan(device, workspace.mutable_data_ptr());
+  LaunchList list = plan(device, nullptr, nullptr);
+  Tensor memory;
+  if (list.workspace_bytes > 0 || list.counts) {
+    const int64_t counters = list.counts ? kCounterBytes : 0;
+    memory = row_of_bytes(x, counters + static_cast<int64_t>(list.workspace_bytes), counters,
+                          scope.stream());
+    auto* start = static_cast<char*>(memory.mutable_data_ptr());
+    list = plan(device, start + counters, reinterpret_cast<unsigned*>(start));
   }
   run_launches(list, scope.stream());
 }

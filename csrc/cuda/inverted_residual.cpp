@@ -49,8 +49,10 @@ Tensor run_block(const Tensor& x, const OptionalConvolution& expand, const Convo
   params.height_out = sampling.height_out;
   params.width_out = sampling.width_out;
   params.window = sampling.window;
-  launch(x, [&](const Device& device, void* workspace) {
+  params.plan = wished_block_plan();
+  launch(x, [&](const Device& device, void* workspace, unsigned* counters) {
     params.workspace = workspace;
+    params.counters = counters;
     return plan_inverted_residual(params, device);
   });
   return y.finish();

@@ -20,6 +20,21 @@ struct NodeParams {
   }
 };
 
+// early: the second may begin before the first has ended, whose end its code waits for.
+cudaError_t add_dependency(cudaGraph_t graph, cudaGraphNode_t first, cudaGraphNode_t second,
+                           bool early) {
+  cudaGraphEdgeData edge{};
+  if (early) {
+    edge.type = cudaGraphDependencyTypeProgrammatic;
+    edge.from_port = cudaGraphKernelNodePortProgrammatic;
+  }
+#if CUDART_VERSION >= 13000
+  return cudaGraphAddDependencies(graph, &first, &second, &edge, 1);
+#else
+  return cudaGraphAddDependencies_v2(graph, &first, &second, &edge, 1);
+#endif
+}
+
 }  // namespace
 
 NetworkGraph::~NetworkGraph() { release(); }
@@ -47,12 +62,12 @@ void NetworkGraph::build(const NetworkMemory& memory) {
     std::vector<Node>& nodes = nodes_.emplace_back();
     for (int i = 0; i < list.count; ++i) {
       const KernelLaunch& launch = list.launches[i];
-      check_cuda(allow_shared_bytes(launch), launch.name);
+      bool waits = false;
+      check_cuda(prepare(launch, waits), launch.name);
       const NodeParams params(launch);
       cudaGraphNode_t node;
-      check_cuda(cudaGraphAddKernelNode(&node, graph_, last == nullptr ? nullptr : &last,
-                                        last == nullptr ? 0 : 1, &params.params),
-                 launch.name);
+      check_cuda(cudaGraphAddKernelNode(&node, graph_, nullptr, 0, &params.params), launch.name);
+      if (last != nullptr) check_cuda(add_dependency(graph_, last, node, waits), launch.name);
       nodes.push_back({node, launch.kernel});
       last = node;
     }
@@ -81,7 +96,7 @@ bool NetworkGraph::update(const NetworkMemory& memory) {
 }
 
 bool NetworkGraph::has_moved(int step, const NetworkMemory& memory) const {
-  if (memory.packed != memory_.packed || memory.workspace != memory_.workspace) return true;
+  if (memory.packed != memory_.packed || memory.counters != memory_.counters) return true;
   if (memory.arena != memory_.arena && network_.uses_arena(step)) return true;
   if (memory.x != memory_.x && network_.reads_input(step)) return true;
   return memory.outputs != memory_.outputs && network_.writes_output(step);

@@ -39,7 +39,7 @@ NetworkLaunches::NetworkLaunches(Program program, const NetworkShape& shape, con
                             false};
   add_steps();
   place_values();
-  if (shape_.batch > 0) place_workspaces();  // else nothing is launched
+  if (shape_.batch > 0) place_scratch();  // else nothing is launched
 }
 
 bool NetworkLaunches::needs_channels_last(const Program& program) {
@@ -130,15 +130,16 @@ void NetworkLaunches::place_values() {
   arena_bytes_ = arena.size();
 }
 
-// Each step has a workspace of its own: what one leaves in it must not be another's counter.
-void NetworkLaunches::place_workspaces() {
+// The steps' scratch lies in one place, behind the values: they run one after another.
+void NetworkLaunches::place_scratch() {
   auto* anywhere = reinterpret_cast<uint8_t*>(kValueAlignment);  // aligned as the real ones are
   const std::vector<void*> outputs(program_.outputs.size(), anywhere);
-  const NetworkMemory nowhere{anywhere, anywhere, anywhere, anywhere, outputs};
+  const NetworkMemory nowhere{anywhere, anywhere, nullptr, anywhere, outputs};
+  scratch_offset_ = round_up(arena_bytes_, kValueAlignment);
   for (int index = 0; index < steps(); ++index) {
-    steps_[index].workspace_offset = workspace_bytes_;
     const auto bytes = static_cast<int64_t>(launches(index, nowhere).workspace_bytes);
-    workspace_bytes_ += round_up(bytes, kValueAlignment);
+    steps_[index].has_scratch = bytes > 0;
+    arena_bytes_ = std::max(arena_bytes_, scratch_offset_ + bytes);
   }
 }
 
@@ -160,7 +161,8 @@ bool NetworkLaunches::uses_arena(int step) const {
     return value != kNoValue && value != kNetworkInput && values_[value].output_index == kNoValue;
   };
   const ProgramStep& from = steps_[step].step;
-  return lies_there(from.output) || lies_there(from.input) || lies_there(from.residual);
+  return steps_[step].has_scratch || lies_there(from.output) || lies_there(from.input) ||
+         lies_there(from.residual);
 }
 
 const void* NetworkLaunches::read(int value, const NetworkMemory& memory) const {
@@ -239,7 +241,7 @@ LaunchList NetworkLaunches::pointwise_conv(const Step& step, const StepWeights& 
   params.pixels = shape_.batch * input.height * input.width;
   params.channels_in = input.channels;
   params.channels_out = output.channels;
-  params.workspace = memory.workspace + step.workspace_offset;
+  params.workspace = memory.arena + scratch_offset_;
   return plan_pointwise_conv(params, device_);
 }
 
@@ -262,7 +264,9 @@ LaunchList NetworkLaunches::block(const Step& step, const StepWeights& weights,
   params.channels_hidden = from.shape.channels_hidden;
   params.channels_out = output.channels;
   fill_images(params, shape_.batch, input, output, step.window);
-  params.workspace = memory.workspace + step.workspace_offset;
+  params.plan = shape_.blocks;
+  params.workspace = memory.arena + scratch_offset_;
+  params.counters = memory.counters;
   return plan_inverted_residual(params, device_);
 }
 
@@ -279,7 +283,7 @@ LaunchList NetworkLaunches::head(const Step& step, const StepWeights& weights,
   params.pixels = input.is_vector ? 1 : input.height * input.width;
   params.channels_in = input.channels;
   params.channels_out = output.channels;
-  params.workspace = memory.workspace + step.workspace_offset;
+  params.workspace = memory.arena + scratch_offset_;
   return plan_classifier_head(params, device_);
 }
 

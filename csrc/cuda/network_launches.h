@@ -16,7 +16,7 @@ namespace fastdw::cuda {
 struct NetworkMemory {
   const void* x;
   uint8_t* arena;      // arena_bytes
-  uint8_t* workspace;  // workspace_bytes, zeroed before the first call
+  unsigned* counters;  // kCounterBytes, zeroed before the first call
   const uint8_t* packed;
   std::vector<void*> outputs;
 };
@@ -26,6 +26,7 @@ struct NetworkShape {
   DType dtype;
   bool channels_last;  // of x
   bool tf32;
+  BlockPlan blocks;
 };
 
 class NetworkLaunches {
@@ -50,7 +51,6 @@ class NetworkLaunches {
   const std::vector<int>& outputs() const { return program_.outputs; }
   const Value& value(int index) const { return values_[index]; }
   int64_t arena_bytes() const { return arena_bytes_; }
-  int64_t workspace_bytes() const { return workspace_bytes_; }
 
   // Whether x must be NHWC: a step other than a stem reads it.
   static bool needs_channels_last(const Program& program);
@@ -60,13 +60,13 @@ class NetworkLaunches {
     ProgramStep step;
     bool pool = false;  // the 1x1 convolution also averages, or the linear layer does first
     Window window{};
-    int64_t workspace_offset = 0;
+    bool has_scratch = false;
   };
 
   void add_steps();
   void set_size(Step& step);
   void place_values();
-  void place_workspaces();
+  void place_scratch();
   int readers(int value) const;
   const void* read(int value, const NetworkMemory& memory) const;
   void* written(int value, const NetworkMemory& memory) const;
@@ -84,7 +84,7 @@ class NetworkLaunches {
   int64_t packed_bytes_;
   std::vector<Value> values_;
   std::vector<Step> steps_;
-  int64_t arena_bytes_ = 0, workspace_bytes_ = 0;
+  int64_t arena_bytes_ = 0, scratch_offset_ = 0;
 };
 
 }  // namespace fastdw::cuda

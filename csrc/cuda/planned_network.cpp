@@ -28,13 +28,14 @@ struct NetworkKey {
     const auto parts = [](const NetworkKey& key) {
       const NetworkShape& shape = key.shape;
       return std::tuple(key.program, shape.batch, shape.height, shape.width, shape.dtype,
-                        shape.channels_last, shape.tf32, key.packed_bytes, key.device, key.stream);
+                        shape.channels_last, shape.tf32, shape.blocks, key.packed_bytes, key.device,
+                        key.stream);
     };
     return parts(*this) == parts(other);
   }
 };
 
-// One program, shape and stream: its graph and the workspace that the graph's kernels leave zeroed.
+// One program, shape and stream: its graph and the counters that the graph's kernels leave zeroed.
 // The arena is torch's memory, taken for each call, so that torch may use it for other things in
 // between; as a rule it lies where it lay before, and no node need be changed.
 class CachedNetwork {
@@ -45,8 +46,8 @@ class CachedNetwork {
 
   void launch(NetworkMemory memory, const Tensor& images) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!workspace_) workspace_ = zeroed_bytes(images, launches.workspace_bytes(), key.stream);
-    memory.workspace = static_cast<uint8_t*>(workspace_->mutable_data_ptr());
+    if (!counters_) counters_ = row_of_bytes(images, kCounterBytes, kCounterBytes, key.stream);
+    memory.counters = static_cast<unsigned*>(counters_->mutable_data_ptr());
     graph_.launch(memory, key.stream);
   }
 
@@ -54,7 +55,7 @@ class CachedNetwork {
   const NetworkLaunches launches;
 
  private:
-  OptionalTensor workspace_;
+  OptionalTensor counters_;
   NetworkGraph graph_{launches};
   std::mutex mutex_;  // over update and launch
 };
@@ -116,8 +117,8 @@ std::vector<Tensor> make_outputs(const NetworkLaunches& network, const Tensor& i
 // are, with memory of this call alone, as the captured graph will run them whenever it likes.
 void launch_step_by_step(const NetworkLaunches& network, NetworkMemory memory,
                          const Tensor& images, cudaStream_t stream) {
-  const Tensor workspace = zeroed_bytes(images, network.workspace_bytes(), stream);
-  memory.workspace = static_cast<uint8_t*>(workspace.mutable_data_ptr());
+  const Tensor counters = row_of_bytes(images, kCounterBytes, kCounterBytes, stream);
+  memory.counters = static_cast<unsigned*>(counters.mutable_data_ptr());
   for (int step = 0; step < network.steps(); ++step)
     run_launches(network.launches(step, memory), stream);
 }
@@ -146,7 +147,8 @@ std::vector<Tensor> planned_network(const Tensor& x, const Tensor& packed,
   const Tensor images = channels_last ? interleaved(typed) : planes(typed);
   const Tensor weights = aligned(packed);
   const bool tf32 = dtype == DType::fp32 && allow_tf32();
-  const NetworkShape shape{x.size(0), x.size(2), x.size(3), dtype, channels_last, tf32};
+  const NetworkShape shape{x.size(0),     x.size(2), x.size(3),          dtype,
+                           channels_last, tf32,      wished_block_plan()};
   const auto network =
       find_network({std::move(program), shape, weights.numel(), scope.index(), scope.stream()});
 

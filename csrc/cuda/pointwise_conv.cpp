@@ -31,7 +31,7 @@ Tensor pointwise_conv(const Tensor& x, const Tensor& weight, const OptionalTenso
   params.pixels = x.size(0) * x.size(2) * x.size(3);
   params.channels_in = x.size(1);
   params.channels_out = weight.size(0);
-  launch(x, [&](const Device& device, void* workspace) {
+  launch(x, [&](const Device& device, void* workspace, unsigned*) {
     params.workspace = workspace;
     return plan_pointwise_conv(params, device);
   });

@@ -35,7 +35,9 @@ Tensor stem_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& sc
   params.height_out = sampling.height_out;
   params.width_out = sampling.width_out;
   params.window = sampling.window;
-  launch(x, [&](const Device& device, void*) { return plan_stem_conv(params, device); });
+  launch(x, [&](const Device& device, void*, unsigned*) {
+    return plan_stem_conv(params, device);
+  });
   return y.finish();
 }
 

@@ -9,12 +9,14 @@ namespace {
 
 template <class T, class Out, int kLanes>
 __global__ void __launch_bounds__(head::kPoolThreads, 4) global_pool(PoolParams params) {
+  wait_for_previous_launch();
   head::pool<T, Out, kLanes>(params);
 }
 
 template <class T, class X, int kLanes, int kImages, int kOutputs>
 __global__ void __launch_bounds__(head::Linear<T, X, kLanes, kImages, kOutputs>::kThreads)
     linear(LinearParams params) {
+  wait_for_previous_launch();
   head::linear<head::Linear<T, X, kLanes, kImages, kOutputs>>(params);
 }
 
@@ -75,11 +77,10 @@ LaunchList matrix_product(const HeadParams& params, const void* x, const Device&
   product.images = product.pixels = params.batch;
   product.channels_in = params.channels_in;
   product.channels_out = params.channels_out;
-  product.workspace = params.workspace;
   return plan_linear(product, device);
 }
 
-// The means lie at the end of the workspace, behind what a split matrix product adds up.
+// The means lie in the workspace.
 template <class T, int kLanes>
 void add_launches(const HeadParams& params, const Device& device, LaunchList& list) {
   if (params.weight == nullptr) {
@@ -87,22 +88,14 @@ void add_launches(const HeadParams& params, const Device& device, LaunchList& li
     return;
   }
   const bool by_tiles = params.batch > kMostImages && (params.pixels == 1 || sizeof(T) == 4);
-  void* means = nullptr;
   const bool pools = params.pixels > 1;
-  const auto product = [&] { return matrix_product(params, pools ? means : params.x, device); };
-  size_t product_bytes = kCounterBytes;
-  if (by_tiles) {
-    list.workspace_bytes = product().workspace_bytes;
-    if (list.workspace_bytes > product_bytes) product_bytes = list.workspace_bytes;
-  }
+  void* means = params.workspace;
   if (pools) {
-    if (params.workspace != nullptr) means = static_cast<char*>(params.workspace) + product_bytes;
-    list.workspace_bytes =
-        product_bytes + static_cast<size_t>(params.batch * params.channels_in) * sizeof(float);
+    list.workspace_bytes = static_cast<size_t>(params.batch * params.channels_in) * sizeof(float);
     list.add(pool_launch<T, float, kLanes>(params, means));
   }
   if (by_tiles)
-    list.add(product().launches[0]);
+    list.add(matrix_product(params, pools ? means : params.x, device).launches[0]);
   else if (pools)
     list.add(linear_launch<T, float, kLanes>(params, means));
   else

@@ -5,6 +5,7 @@
 #include "kernels/cuda/depthwise_conv.cuh"
 #include "kernels/cuda/depthwise_conv.h"
 #include "kernels/cuda/depthwise_conv_direct.cuh"
+#include "kernels/cuda/depthwise_conv_tile.h"
 
 namespace fastdw::cuda {
 namespace depthwise {
@@ -22,11 +23,13 @@ using TapsOf = std::conditional_t<G::kTaps * kLanes <= 72, RegisterTaps<T, kLane
 template <class T, int kLanes, class G>
 __global__ void __launch_bounds__(kWarpsPerBlock* kWarp, least_blocks(G::kKernel))
     walk_kernel(WalkParams params) {
+  wait_for_previous_launch();
   walk<T, kLanes, G, TapsOf<T, kLanes, G>>(params);
 }
 
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kDirectThreads) direct_kernel(DirectParams params) {
+  wait_for_previous_launch();
   direct<T, kLanes>(params);
 }
 
@@ -295,6 +298,7 @@ KernelLaunch plan_direct(const DepthwiseParams& params) {
 template <class T>
 LaunchList plan(const DepthwiseParams& params, const Device& device) {
   LaunchList list;
+  if (plan_depthwise_tile(params, device, list)) return list;
   if (can_walk(params) && plan_walk_of<T>(params, device, list)) return list;
   constexpr int kWide = kPackLanes<T>;
   list.add(has_packs(params, kWide) ? plan_direct<T, kWide>(params) : plan_direct<T, 1>(params));

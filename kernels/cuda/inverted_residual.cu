@@ -1,6 +1,6 @@
 // Which tile and which instance of the block kernel a shape gets: the least time by a small model
-// of a multiprocessor. Plain arithmetic on the host. Where no tile fits, the convolutions are
-// launched one by one.
+// of a multiprocessor. Plain arithmetic on the host. Where no tile fits, or they take less time so,
+// the convolutions are launched one by one.
 #include "kernels/cuda/inverted_residual.h"
 
 #include "kernels/cuda/inverted_residual_tiling.h"
@@ -54,7 +54,6 @@ struct Reads {
 struct Candidate {
   BlockVariant variant;
   BlockTiling tiling;
-  double recomputed;  // pixels expanded by all tiles, of those that x has
   double cycles;
 };
 
@@ -106,8 +105,6 @@ bool place_pixels(const Params& params, const Sizes& sizes, int64_t images, int6
   spread_rows(params, sizes, tiling);
   tiling.pixels_in = static_cast<int>(round_up(images * down.most * across.most, kWarpTileRows));
   tiling.pixels_out = static_cast<int>(round_up(images * rows * columns, kWarpTileRows));
-  candidate.recomputed = static_cast<double>(down.sum) / static_cast<double>(params.height) *
-                         (static_cast<double>(across.sum) / static_cast<double>(params.width));
   return true;
 }
 
@@ -163,18 +160,18 @@ int64_t workspace_floats(const BlockTiling& tiling, const BlockVariant& variant)
          tiling.columns * variant.columns;
 }
 
-// Multiply-adds a cycle that a multiprocessor reaches: about half the A100's peak.
+// Multiply-adds a cycle that a multiprocessor reaches.
 double multiply_rate(const Params& params) {
-  return params.dtype != DType::fp32 ? 512 : params.tf32 ? 256 : 45;
+  return params.dtype != DType::fp32 ? 330 : params.tf32 ? 165 : 30;
 }
 
-// Cycles until the last multiprocessor has done.
+// Cycles until the last multiprocessor has done; constants fitted to times of an H100 in fp16.
 double cycles_of(const Params& params, const Sizes& sizes, const Candidate& candidate,
                  const Device& device) {
   const BlockTiling& tiling = candidate.tiling;
   const BlockVariant& variant = candidate.variant;
-  const double bytes_per_cycle = 40, latency = 2500, slab_latency = 500;
-  const double taps_per_cycle = 28, rate = multiply_rate(params);
+  const double launch = 2500, latency = 6500, slab_latency = 2500, bytes_per_cycle = 15;
+  const double taps_per_cycle = 15.5, pixels_per_cycle = 37, sums_per_cycle = 2.4;
   const double hidden = static_cast<double>(
       smaller(params.channels_hidden, tiling.slabs_per_split * sizes.slab));
   const double columns = variant.columns * tiling.passes_per_block;
@@ -187,13 +184,13 @@ double cycles_of(const Params& params, const Sizes& sizes, const Candidate& cand
                             variant.rows * columns * hidden * (1 + 16.0 / variant.columns);
   const double elements = tiling.pixels_in * (depth > 0 ? depth : hidden) +
                           hidden * (depth + taps + columns) + outputs * columns;
-  const double shared_sums = static_cast<double>(workspace_floats(tiling, variant) /
-                                                 (tiling.tiles * tiling.pass_groups));
-  const double block = latency + tiling.slabs_per_split * slab_latency + multiplied / rate +
+  const double block = latency + tiling.slabs_per_split * slab_latency +
+                       multiplied / multiply_rate(params) +
                        filtered * hidden * taps / taps_per_cycle +
+                       (depth > 0 ? tiling.pixels_in * hidden / pixels_per_cycle : 0) +
                        elements * static_cast<double>(sizes.bytes) / bytes_per_cycle;
   const double sharing =
-      tiling.splits > 1 ? latency + shared_sums * 8 / bytes_per_cycle : 0;
+      tiling.splits > 1 ? latency + outputs * columns * tiling.splits / sums_per_cycle : 0;
   const int64_t units = tiling.tiles * tiling.pass_groups * tiling.splits;
   const int64_t fitting = smaller(
       smaller(device.shared_bytes_per_multiprocessor / (tiling.shared_bytes + 1024),
@@ -201,8 +198,7 @@ double cycles_of(const Params& params, const Sizes& sizes, const Candidate& cand
       variant.blocks);
   const int64_t at_once = larger(1, smaller(fitting, ceil_div(units, device.multiprocessors)));
   const double turns = static_cast<double>(ceil_div(units, device.multiprocessors * at_once));
-  const double idle = at_once * variant.threads < 512 ? 1 : 0.75;  // 16 warps hide more than 8
-  return turns * static_cast<double>(at_once) * block * idle + sharing;
+  return launch + turns * (1 + 0.5 * static_cast<double>(at_once - 1)) * block + sharing;
 }
 
 BlockVariant variant_of(const Params& params, int index) {
@@ -233,12 +229,8 @@ class Choice {
  public:
   Choice(const Params& params, const Device& device)
       : params_(params), sizes_(params), device_(device) {
-    for (const bool limited : {true, false}) {
-      limited_ = limited;
-      for (int index = 0; variant_of(params, index).kernel != nullptr; ++index)
-        try_variant(variant_of(params, index));
-      if (found_) return;
-    }
+    for (int index = 0; variant_of(params, index).kernel != nullptr; ++index)
+      try_variant(variant_of(params, index));
   }
 
   // Its kernel is null where none fits.
@@ -247,7 +239,7 @@ class Choice {
  private:
   void try_variant(const BlockVariant& variant) {
     const int64_t image = params_.height_out * params_.width_out;
-    Candidate candidate{variant, {}, 0, 0};
+    Candidate candidate{variant, {}, 0};
     const Sides sides(params_.width_out);
     for (int i = 0; i < sides.count; ++i) {
       const int64_t columns = sides.lengths[i];
@@ -265,42 +257,17 @@ class Choice {
     }
   }
 
-  // Images of about 28 x 28 may be expanded 1.15 times, larger ones 1.35 times, unless every tile
-  // has to do more. So may smaller ones: they have few pixels, and else few thread blocks.
-  bool recomputes_too_much(const Candidate& candidate, int64_t pass_groups) const {
-    const int64_t pixels = params_.height * params_.width;
-    const double most = pixels > 14 * 14 && pixels <= 28 * 28 ? 1.15 : 1.35;
-    const int64_t times = params_.expand_weight != nullptr ? pass_groups : 1;
-    return limited_ && candidate.recomputed * static_cast<double>(times) > most;
-  }
-
-  // All splits but one write their sums, which that one reads: at most 0.13 of what the block
-  // moves anyway.
-  bool shares_too_much(const Candidate& candidate) const {
-    const int64_t weights = params_.channels_hidden * (sizes_.expand_depth + sizes_.taps +
-                                                       params_.channels_out);
-    const int64_t pixels = params_.height * params_.width * params_.channels_in +
-                           params_.height_out * params_.width_out * params_.channels_out;
-    const int64_t splits = candidate.tiling.splits;
-    const int64_t sums = (splits - 1) * params_.batch * params_.height_out * params_.width_out *
-                         params_.channels_out;
-    return 8 * static_cast<double>(sums) >
-           0.13 * static_cast<double>(sizes_.bytes * (weights + params_.batch * pixels));
-  }
-
   void try_channels(Candidate& candidate) {
     const int64_t passes = ceil_div(params_.channels_out, candidate.variant.columns);
     const int64_t units = candidate.tiling.tiles * passes;
     const bool splittable = 2 * units <= kMaxCounters && units < 2 * device_.multiprocessors;
     for (const bool in_passes : {false, true}) {
       if (in_passes && passes == 1) continue;
-      if (recomputes_too_much(candidate, in_passes ? 1 : passes)) continue;
       for (int64_t splits = 1; splits <= (splittable ? sizes_.slabs : 1); ++splits) {
         if (splits > 1 && ceil_div(sizes_.slabs, splits) == ceil_div(sizes_.slabs, splits - 1))
           continue;
         place_channels(params_, sizes_, splits, in_passes, candidate);
         if (units * candidate.tiling.splits > kMostThreadBlocks) continue;
-        if (shares_too_much(candidate)) continue;
         const int slots =
             params_.expand_weight == nullptr && candidate.tiling.slabs_per_split > 1 ? 2 : 1;
         const int64_t limit = device_.shared_bytes_per_block;
@@ -318,7 +285,7 @@ class Choice {
   const Params& params_;
   const Sizes sizes_;
   const Device& device_;
-  bool limited_ = true, found_ = false;
+  bool found_ = false;
   Candidate best_{};
 };
 
@@ -355,16 +322,20 @@ void place_flags(const Params& params, const Sizes& sizes, BlockTiling& tiling) 
 
 LaunchList plan_inverted_residual(const InvertedResidualParams& params, const Device& device) {
   const Candidate best = best_candidate(params, device);
-  if (best.variant.kernel == nullptr) return plan_block_one_by_one(params, device);
+  const bool fits = best.variant.kernel != nullptr;
+  if (!fits || params.plan != BlockPlan::fused) {
+    const LaunchList separate = plan_block_one_by_one(params, device);
+    if (!fits || params.plan == BlockPlan::separate || separate.cycles < best.cycles)
+      return separate;
+  }
   InvertedResidualKernelParams kernel{params, best.tiling};
   place_flags(params, Sizes(params), kernel.tiling);
   const BlockTiling& tiling = kernel.tiling;
   const int64_t units = tiling.tiles * tiling.pass_groups * tiling.splits;
   const dim3 grid(static_cast<unsigned>(units));
   LaunchList list;
-  if (tiling.splits > 1)
-    list.workspace_bytes = kCounterBytes + 4 * static_cast<size_t>(
-                                                   workspace_floats(tiling, best.variant));
+  list.counts = tiling.splits > 1;
+  list.workspace_bytes = 4 * static_cast<size_t>(workspace_floats(tiling, best.variant));
   list.add(make_launch(best.variant.name, best.variant.kernel, grid,
                        static_cast<unsigned>(best.variant.threads),
                        static_cast<size_t>(tiling.shared_bytes), kernel));

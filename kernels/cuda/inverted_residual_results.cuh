@@ -17,15 +17,14 @@ __device__ __forceinline__ PaddedTile<float> Kernel<Shape>::sum_tile() const {
 template <class Shape>
 __device__ __forceinline__ float* Kernel<Shape>::part(int pass, int of_split, int row) const {
   const int64_t first = ((tile() * tiling.passes + pass) * tiling.splits + of_split) * pixels_out();
-  return reinterpret_cast<float*>(static_cast<char*>(block.workspace) + kCounterBytes) +
-         (first + row) * Shape::kColumns;
+  return static_cast<float*>(block.workspace) + (first + row) * Shape::kColumns;
 }
 
 // Two counters of the thread blocks that share a tile: those that came, and those whose sums are
 // there.
 template <class Shape>
 __device__ __forceinline__ unsigned* Kernel<Shape>::counters(int pass) const {
-  return static_cast<unsigned*>(block.workspace) + 2 * (tile() * tiling.passes + pass);
+  return block.counters + 2 * (tile() * tiling.passes + pass);
 }
 
 // Whether this thread block came last, and may add up the sums of all. It keeps its own and waits

@@ -8,6 +8,7 @@ namespace fastdw::cuda {
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     inverted_residual(InvertedResidualKernelParams params) {
+  wait_for_previous_launch();
   block::Kernel<Shape>(params).run();
 }
 

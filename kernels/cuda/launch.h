@@ -7,8 +7,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/cuda/kernel_address.h"
 #include "kernels/cuda/params.h"
@@ -17,8 +19,8 @@ namespace fastdw::cuda {
 
 constexpr size_t kMaxParamsBytes = 512;
 
-// Thread blocks that wait for one another count themselves in at the start of the workspace, the
-// same place in every op: launches after one another may share it, zeroed once.
+// Thread blocks that wait for one another count themselves in. The counters are zeroed once: a
+// kernel leaves them so, and launches after one another may share them.
 constexpr size_t kCounterBytes = 4096;
 constexpr int64_t kMaxCounters = kCounterBytes / sizeof(unsigned);
 
@@ -40,35 +42,60 @@ KernelLaunch make_launch(const char* name, void (*kernel)(Params), dim3 grid, un
   return launch;
 }
 
-// The launches of one op, in order. workspace_bytes: scratch that all may use, to be zeroed once.
+// The launches of one op, in order. workspace_bytes: scratch that all may use. counts: whether they
+// use counters. cycles: what the planner expects them to take, where it has a model.
 struct LaunchList {
   static constexpr int kMost = 4;
   KernelLaunch launches[kMost];
   int count = 0;
   size_t workspace_bytes = 0;
+  bool counts = false;
+  double cycles = 0;
 
   void add(const KernelLaunch& launch) { launches[count++] = launch; }
 };
 
-// More than 48 KiB of dynamic shared memory must be asked for, a kernel and device. What was
-// allowed is never lowered: a node of a graph, or another thread's launch, may need it.
-inline cudaError_t allow_shared_bytes(const KernelLaunch& launch) {
-  if (launch.shared_bytes <= 48 * 1024) return cudaSuccess;
+// Makes the current device ready for a launch. More than 48 KiB of dynamic shared memory must be
+// asked for; what was allowed is never lowered: a node of a graph, or another thread's launch, may
+// need it. waits: whether the kernel's machine code waits for the launch in front of it by itself
+// (wait_for_previous_launch in ptx.cuh), so that it may begin before that one has ended.
+inline cudaError_t prepare(const KernelLaunch& launch, bool& waits) {
   static std::mutex mutex;
+  static auto* known = new std::map<std::pair<int, const void*>, cudaFuncAttributes>;
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
   const std::lock_guard<std::mutex> lock(mutex);
+  const auto [found, is_new] = known->try_emplace({device, launch.kernel});
+  cudaFuncAttributes& attributes = found->second;
+  if (is_new) error = cudaFuncGetAttributes(&attributes, launch.kernel);
   const int wanted = static_cast<int>(launch.shared_bytes);
-  cudaFuncAttributes known{};
-  const cudaError_t asked = cudaFuncGetAttributes(&known, launch.kernel);
-  if (asked != cudaSuccess || known.maxDynamicSharedSizeBytes >= wanted) return asked;
-  return cudaFuncSetAttribute(launch.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, wanted);
+  if (error == cudaSuccess && wanted > 48 * 1024 && attributes.maxDynamicSharedSizeBytes < wanted) {
+    attributes.maxDynamicSharedSizeBytes = wanted;
+    error =
+        cudaFuncSetAttribute(launch.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, wanted);
+  }
+  waits = attributes.ptxVersion >= 90;
+  if (error != cudaSuccess) known->erase(found);
+  return error;
 }
 
 inline cudaError_t run(const KernelLaunch& launch, cudaStream_t stream) {
-  const cudaError_t allowed = allow_shared_bytes(launch);
-  if (allowed != cudaSuccess) return allowed;
+  bool waits = false;
+  const cudaError_t prepared = prepare(launch, waits);
+  if (prepared != cudaSuccess) return prepared;
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = launch.grid;
+  config.blockDim = launch.block;
+  config.dynamicSmemBytes = launch.shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = waits ? 1 : 0;
   void* arguments[] = {const_cast<unsigned char*>(launch.params)};
-  return cudaLaunchKernel(launch.kernel, launch.grid, launch.block, arguments,
-                          launch.shared_bytes, stream);
+  return cudaLaunchKernelExC(&config, launch.kernel, arguments);
 }
 
 }  // namespace fastdw::cuda

@@ -51,7 +51,7 @@ struct PointwiseParams {
   bool pool;              // average over the pixels of an image instead of storing them
   int64_t images, pixels;  // pixels in all; an image has pixels / images of them
   int64_t channels_in, channels_out;
-  void* workspace;  // zeroed before its first use, left zeroed where a kernel counts in it
+  void* workspace;  // scratch
 };
 
 // Dense convolution of few input channels, output NHWC.
@@ -66,6 +66,9 @@ struct StemParams {
   Window window;  // dilation 1
 };
 
+// How a block is launched: as one kernel, as one a convolution, or as either is faster.
+enum class BlockPlan { fastest, fused, separate };
+
 // [expand 1x1 ->] depthwise -> project 1x1 [+ x]
 struct InvertedResidualParams {
   const void* x;                 // [batch, height, width, channels_in]
@@ -79,7 +82,9 @@ struct InvertedResidualParams {
   bool tf32;
   int64_t batch, height, width, channels_in, channels_hidden, channels_out, height_out, width_out;
   Window window;
+  BlockPlan plan;
   void* workspace;
+  unsigned* counters;  // see launch.h
 };
 
 // Global average pool, then a linear layer; the mean is kept in fp32.

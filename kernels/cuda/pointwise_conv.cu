@@ -1,6 +1,9 @@
-// Instances of the pointwise kernel, and which of them a shape gets: the tile and the number of
-// splits of K with the least time by a small model of a multiprocessor.
+// Instances of the pointwise kernel, and which of them a shape gets: the one with the least time by
+// a small model of a multiprocessor, whose constants were fitted to times of an H100.
 #include "kernels/cuda/pointwise_conv.h"
+
+#include <algorithm>
+#include <cmath>
 
 #include "kernels/cuda/plan_cache.h"
 #include "kernels/cuda/pointwise_conv.cuh"
@@ -11,6 +14,7 @@ namespace {
 template <class Tiling>
 __global__ void __launch_bounds__(Tiling::kThreads, Tiling::kBlocks)
     pointwise_conv(PointwiseKernelParams params) {
+  wait_for_previous_launch();
   pointwise::run_block<Tiling>(params);
 }
 
@@ -24,6 +28,7 @@ constexpr int kMeanThreads = 128;
 
 template <class T>
 __global__ void __launch_bounds__(kMeanThreads) mean_of_tiles(MeanParams params) {
+  wait_for_previous_launch();
   const int64_t image = blockIdx.x / params.channel_blocks;
   const int64_t channel = blockIdx.x % params.channel_blocks * kMeanThreads + threadIdx.x;
   const bool inside = channel < params.channels;
@@ -39,7 +44,7 @@ __global__ void __launch_bounds__(kMeanThreads) mean_of_tiles(MeanParams params)
 struct Variant {
   const char* name;
   void (*kernel)(PointwiseKernelParams);
-  int rows, columns, threads, shared_bytes;
+  int rows, columns, groups, threads, stage_bytes, end_bytes, blocks;
 };
 
 template <class Tiling>
@@ -48,40 +53,49 @@ Variant variant(const char* name) {
           pointwise_conv<Tiling>,
           Tiling::kRows,
           Tiling::kColumns,
+          Tiling::kGroups,
           Tiling::kThreads,
-          Tiling::kSharedBytes};
+          Tiling::kStageBytes,
+          Tiling::kEndBytes,
+          Tiling::kBlocks};
 }
 
-// Narrow tiles are for few output channels, small ones for few pixels; 64x128 reads few pixels less
-// often. By FMA the largest would only cost registers.
-constexpr int kVariants = 7;
+// Narrow tiles are for few output channels, small ones for few pixels, groups for long k. Null
+// kernel beyond the last. By FMA the largest tiles would only cost registers.
 template <class T, class Math>
 Variant whole_variant(int index) {
   using pointwise::Tiling;
+  constexpr bool kTensorCores = sizeof(T) == 2 || std::is_same_v<Math, Tf32>;
   switch (index) {
-    case 0:
-      if constexpr (sizeof(T) == 2 || std::is_same_v<Math, Tf32>)
-        return variant<Tiling<T, Math, 128, 128, 64, 32, true>>("pointwise_conv 128x128");
-      [[fallthrough]];
-    case 1: return variant<Tiling<T, Math, 128, 64, 64, 32, true>>("pointwise_conv 128x64");
-    case 2: return variant<Tiling<T, Math, 64, 64, 32, 32, true>>("pointwise_conv 64x64");
-    case 3: return variant<Tiling<T, Math, 128, 32, 32, 32, true>>("pointwise_conv 128x32");
-    case 4: return variant<Tiling<T, Math, 128, 16, 32, 16, true>>("pointwise_conv 128x16");
-    case 5:
-      if constexpr (sizeof(T) == 2 || std::is_same_v<Math, Tf32>)
-        return variant<Tiling<T, Math, 64, 128, 32, 32, true>>("pointwise_conv 64x128");
-      [[fallthrough]];
-    default: return variant<Tiling<T, Math, 64, 32, 32, 16, true>>("pointwise_conv 64x32");
+    case 0: return variant<Tiling<T, Math, 128, 64, 64, 32, 1, true>>("pointwise_conv 128x64");
+    case 1: return variant<Tiling<T, Math, 64, 64, 32, 32, 1, true>>("pointwise_conv 64x64");
+    case 2: return variant<Tiling<T, Math, 128, 32, 32, 32, 1, true>>("pointwise_conv 128x32");
+    case 3: return variant<Tiling<T, Math, 128, 16, 32, 16, 1, true>>("pointwise_conv 128x16");
+    case 4: return variant<Tiling<T, Math, 64, 32, 32, 16, 1, true>>("pointwise_conv 64x32");
+    case 5: return variant<Tiling<T, Math, 64, 32, 32, 16, 2, true>>("pointwise_conv 64x32 x 2");
+    case 6: return variant<Tiling<T, Math, 32, 32, 32, 16, 4, true>>("pointwise_conv 32x32 x 4");
+    case 7: return variant<Tiling<T, Math, 64, 16, 32, 16, 4, true>>("pointwise_conv 64x16 x 4");
+    default: break;
   }
+  if constexpr (kTensorCores) {
+    if (index == 8)
+      return variant<Tiling<T, Math, 128, 128, 64, 32, 1, true>>("pointwise_conv 128x128");
+    if (index == 9)
+      return variant<Tiling<T, Math, 64, 128, 32, 32, 1, true>>("pointwise_conv 64x128");
+    if (index == 10)
+      return variant<Tiling<T, Math, 64, 64, 32, 32, 2, true>>("pointwise_conv 64x64 x 2");
+  }
+  return {};
 }
 
-constexpr int kMaskedVariants = 2;
 template <class T, class Math>
 Variant masked_variant(int index) {
   using pointwise::Tiling;
   if (index == 0)
-    return variant<Tiling<T, Math, 64, 64, 32, 32, false>>("pointwise_conv 64x64 masked");
-  return variant<Tiling<T, Math, 128, 16, 32, 16, false>>("pointwise_conv 128x16 masked");
+    return variant<Tiling<T, Math, 64, 64, 32, 32, 1, false>>("pointwise_conv 64x64 masked");
+  if (index == 1)
+    return variant<Tiling<T, Math, 128, 16, 32, 16, 1, false>>("pointwise_conv 128x16 masked");
+  return {};
 }
 
 template <class T, class Math>
@@ -104,7 +118,7 @@ bool is_whole(int64_t elements, DType dtype) { return elements * element_bytes(d
 
 // How a shape falls into tiles of one variant.
 struct Partition {
-  int64_t group_rows, tiles_per_group, row_tiles, column_tiles, slices;
+  int64_t group_rows, tiles_per_group, row_tiles, column_tiles, slices, shared_bytes;
 
   int64_t tiles() const { return row_tiles * column_tiles; }
 };
@@ -120,89 +134,79 @@ Partition partition(const PointwiseParams& params, const Variant& variant) {
   result.tiles_per_group = ceil_div(result.group_rows, variant.rows);
   result.row_tiles = ceil_div(params.pixels, result.group_rows) * result.tiles_per_group;
   result.column_tiles = ceil_div(params.channels_out, variant.columns);
-  const int64_t slice = pointwise::kSliceChunks * 16 / element_bytes(params.dtype);
+  const int64_t slice =
+      pointwise::kGroupChunks * variant.groups * 16 / element_bytes(params.dtype);
   result.slices = ceil_div(params.channels_in, slice);
+  const int64_t stages = result.slices < pointwise::kStages ? result.slices : pointwise::kStages;
+  result.shared_bytes = stages * variant.stage_bytes;
+  if (result.shared_bytes < variant.end_bytes) result.shared_bytes = variant.end_bytes;
   return result;
 }
 
-// Cycles of the busiest multiprocessor, roughly: multiply-adds at the A100's rate or 48 bytes of L2
-// a cycle, whichever takes longer, and for a thread block that is alone there the latency of
-// memory; then half of what all bytes take, spread evenly: of near equals the one that moves less.
+// Cycles of the busiest multiprocessor, roughly: multiply-adds or bytes from the L2, whichever take
+// longer, or for thread blocks that have it to themselves the latency of the ring's slices.
 double cycles(const PointwiseParams& params, const Variant& variant, const Partition& tiles,
-              int64_t splits, const Device& device) {
-  const double rate = params.dtype != DType::fp32 ? 1024 : params.tf32 ? 512 : 64;
-  const double bytes_per_cycle = 48, latency = 800;
-  const double rows = variant.rows, columns = variant.columns;
-  const double depth = pointwise::kSliceChunks * 16.0 / element_bytes(params.dtype);
-  const double copies = (rows + columns) * 64 / bytes_per_cycle;
+              const Device& device) {
+  const double rate = params.dtype != DType::fp32 ? 536 : params.tf32 ? 268 : 45;
+  const double bytes_per_cycle = 42, latency = 2435, slice_latency = 557;
+  const double rows = variant.rows, columns = variant.columns, groups = variant.groups;
+  const double depth = pointwise::kGroupChunks * 16.0 * groups / element_bytes(params.dtype);
+  const double copies = (rows + columns) * 64 * groups / bytes_per_cycle;
   const double products = rows * columns * depth / rate;
   const double slice = copies > products ? copies : products;
-  const double slices = static_cast<double>(ceil_div(tiles.slices, splits));
-  const double sums = rows * columns * 4 / bytes_per_cycle;
-  const double ends = (params.pool ? 0 : sums) + (splits > 1 ? sums * (1 + splits) + latency : 0);
-  const double blocks =
-      static_cast<double>(ceil_div(tiles.tiles() * splits, device.multiprocessors));
-  const double alone = latency + slices * (slice > latency / 3 ? slice : latency / 3) + ends;
-  const double busy = blocks * (slices * slice + ends) + latency;
-  const double moved = static_cast<double>(tiles.tiles() * splits) * (slices * copies + ends);
-  const double second_launch = params.pool && tiles.tiles_per_group > 1 ? 2000 : 0;
-  return (alone > busy ? alone : busy) + moved / device.multiprocessors / 2 + second_launch;
+  const double slices = static_cast<double>(tiles.slices);
+  const double ends = rows * columns * (0.146 + 0.148 * (groups - 1)) + 605;
+  const double by_shared = std::floor(
+      static_cast<double>(device.shared_bytes_per_multiprocessor) /
+      static_cast<double>(tiles.shared_bytes + 1024));
+  const double blocks = static_cast<double>(ceil_div(tiles.tiles(), device.multiprocessors));
+  const double at_once = std::max(1.0, std::min({blocks, by_shared, 1.0 * variant.blocks}));
+  const double alone = slices * std::max(slice, slice_latency) + ends + 605 + 272 * (groups - 1);
+  const double busy = at_once * (slices * slice + ends);
+  const double second_launch = params.pool && tiles.tiles_per_group > 1 ? 4000 : 0;
+  return latency + blocks / at_once * std::max(alone, busy) + second_launch;
 }
 
 struct Choice {
   Variant variant;
   Partition tiles;
-  int64_t splits;
+  double cycles;
 };
 
 Choice search(const PointwiseParams& params, bool whole, const Device& device) {
   Choice best{};
-  double least = -1;
-  for (int index = 0; index < (whole ? kVariants : kMaskedVariants); ++index) {
+  for (int index = 0; variant_of(params, whole, index).kernel != nullptr; ++index) {
     const Variant variant = variant_of(params, whole, index);
-    if (variant.shared_bytes > device.shared_bytes_per_block) continue;
     const Partition tiles = partition(params, variant);
-    const bool splittable =
-        tiles.tiles() <= kMaxCounters && !(params.pool && tiles.tiles_per_group > 1);
-    for (int64_t splits = 1; splits <= (splittable ? tiles.slices : 1) && splits <= 32; ++splits) {
-      const double time = cycles(params, variant, tiles, splits, device);
-      if (least >= 0 && time >= least) continue;
-      least = time;
-      best = {variant, tiles, splits};
-    }
+    if (tiles.shared_bytes > device.shared_bytes_per_block) continue;
+    const double time = cycles(params, variant, tiles, device);
+    if (best.variant.kernel == nullptr || time < best.cycles) best = {variant, tiles, time};
   }
   return best;
 }
 
 Choice choose(const PointwiseParams& params, const Device& device) {
-  static auto* cache = new PlanCache<10, Choice>;
+  static auto* cache = new PlanCache<11, Choice>;
   const bool whole = is_whole(params.channels_in, params.dtype) && is_aligned(params.x) &&
                      is_aligned(params.weight);
   return cache->find({static_cast<int64_t>(params.dtype), params.tf32, params.pool, params.images,
                       params.pixels, params.channels_in, params.channels_out, whole,
-                      device.multiprocessors, device.shared_bytes_per_block},
+                      device.multiprocessors, device.shared_bytes_per_block,
+                      device.shared_bytes_per_multiprocessor},
                      [&] { return search(params, whole, device); });
 }
 
-// Those parts of the kernel's parameters that lie in the workspace.
-size_t place_workspace(const PointwiseParams& params, const Choice& choice,
+// Of a pool over images of several tiles: their sums lie in the workspace.
+size_t place_workspace(const PointwiseParams& params, const Partition& tiles,
                        PointwiseKernelParams& kernel) {
-  const bool tiled_means = params.pool && choice.tiles.tiles_per_group > 1;
-  if (kernel.splits == 1 && !tiled_means) return 0;
-  if (params.workspace != nullptr) {
-    kernel.counters = static_cast<unsigned*>(params.workspace);
-    kernel.partial_sums =
-        reinterpret_cast<float*>(static_cast<char*>(params.workspace) + kCounterBytes);
-  }
-  const int64_t floats = tiled_means ? choice.tiles.row_tiles * params.channels_out
-                                     : choice.tiles.tiles() * kernel.splits * choice.variant.rows *
-                                           choice.variant.columns;
-  return kCounterBytes + static_cast<size_t>(floats) * sizeof(float);
+  if (!params.pool || tiles.tiles_per_group == 1) return 0;
+  kernel.tile_sums = static_cast<float*>(params.workspace);
+  return static_cast<size_t>(tiles.row_tiles * params.channels_out) * sizeof(float);
 }
 
 void add_mean_of_tiles(const PointwiseParams& params, const PointwiseKernelParams& kernel,
                        LaunchList& list) {
-  const MeanParams mean{kernel.partial_sums,    params.y,
+  const MeanParams mean{kernel.tile_sums,       params.y,
                         kernel.tiles_per_group, kernel.pixels_per_image,
                         params.channels_out,    ceil_div(params.channels_out, kMeanThreads)};
   const dim3 grid(static_cast<unsigned>(mean.channel_blocks * params.images));
@@ -225,22 +229,21 @@ LaunchList plan(const PointwiseParams& params, int64_t residual_stride, const De
   kernel.channels_in = params.channels_in;
   kernel.channels_out = params.channels_out;
   kernel.group_rows = tiles.group_rows;
-  kernel.tiles_per_group = tiles.tiles_per_group;
-  kernel.column_tiles = tiles.column_tiles;
-  kernel.slices = tiles.slices;
-  kernel.slices_per_split = ceil_div(tiles.slices, choice.splits);
-  kernel.splits = static_cast<int>(ceil_div(tiles.slices, kernel.slices_per_split));
+  kernel.tiles_per_group = static_cast<uint32_t>(tiles.tiles_per_group);
+  kernel.column_tiles = static_cast<uint32_t>(tiles.column_tiles);
+  kernel.slices = static_cast<int>(tiles.slices);
   kernel.residual_stride = residual_stride;
   kernel.wide_rows = is_whole(params.channels_out, params.dtype) && is_aligned(params.y) &&
                      is_aligned(params.residual) && is_aligned(params.epilogue.scale) &&
                      is_aligned(params.epilogue.bias);
   kernel.pixels_per_image = params.pool ? params.pixels / params.images : 0;
   LaunchList list;
-  list.workspace_bytes = place_workspace(params, choice, kernel);
-  const dim3 grid(static_cast<unsigned>(tiles.tiles()), static_cast<unsigned>(kernel.splits));
+  list.cycles = choice.cycles;
+  list.workspace_bytes = place_workspace(params, tiles, kernel);
+  const dim3 grid(static_cast<unsigned>(tiles.tiles()));
   list.add(make_launch(choice.variant.name, choice.variant.kernel, grid,
                        static_cast<unsigned>(choice.variant.threads),
-                       static_cast<size_t>(choice.variant.shared_bytes), kernel));
+                       static_cast<size_t>(tiles.shared_bytes), kernel));
   if (params.pool && tiles.tiles_per_group > 1) add_mean_of_tiles(params, kernel, list);
   return list;
 }

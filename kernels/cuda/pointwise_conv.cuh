@@ -1,8 +1,8 @@
 // y[p][o] = act(scale[o] sum_k x[p][k] w[o][k] + bias[o]) + residual[p][o], or its mean over an
 // image's pixels. x [pixels][K], w [N][K], y [pixels][N]. A thread block makes a tile of pixels by
-// output channels: slices of 64 bytes of k pass through a ring of cp.async stages in shared memory,
-// warps multiply them, and the sums go through shared memory to whole rows. Few tiles: K is split,
-// and the last thread block to finish a tile adds the parts up in order (Osama et al. 2023).
+// output channels: slices of k pass through a ring of cp.async stages in shared memory, warps
+// multiply them, finish their sums in registers and hand them through shared memory to whole rows.
+// Few tiles: groups of warps share the k of every slice and add up their sums at the end.
 #pragma once
 
 #include "kernels/cuda/epilogue.cuh"
@@ -17,74 +17,72 @@ struct PointwiseKernelParams {
   void* y;
   Epilogue epilogue;
   int64_t pixels, channels_in, channels_out;
-  int64_t group_rows, tiles_per_group, column_tiles;
-  int64_t slices, slices_per_split;
-  int splits;
+  int64_t group_rows;
+  uint32_t tiles_per_group, column_tiles;
+  int slices;
   int64_t residual_stride;   // channels_out, or 0: the same for all pixels
   bool wide_rows;            // rows of y and residual are whole packs
   int64_t pixels_per_image;  // with a pool, else 0
-  unsigned* counters;        // with splits: one a tile
-  float* partial_sums;       // with splits, or of a pool over images of several tiles
+  float* tile_sums;          // of a pool over images of several tiles
 };
 
 namespace pointwise {
 
-constexpr int kSliceChunks = 4;
+constexpr int kGroupChunks = 4;  // chunks of k that a group of warps takes of a slice
 constexpr int kStages = 4;
 
 template <class T_, class Math_, int kRows_, int kColumns_, int kWarpRows, int kWarpColumns,
-          bool kWhole_>
+          int kGroups_, bool kWhole_>
 struct Tiling {
   using T = T_;
   using Math = Math_;
   static constexpr bool kWhole = kWhole_;  // rows of x and w are whole chunks
-  static constexpr int kRows = kRows_, kColumns = kColumns_;
-  static constexpr int kDepth = kSliceChunks * kPackLanes<T>;
+  static constexpr int kRows = kRows_, kColumns = kColumns_, kGroups = kGroups_;
+  static constexpr int kChunks = kGroupChunks * kGroups, kDepth = kChunks * kPackLanes<T>;
   static constexpr int kWarpsAcross = kColumns / kWarpColumns;
-  static constexpr int kThreads = kRows / kWarpRows * kWarpsAcross * 32;
+  static constexpr int kGroupThreads = kRows / kWarpRows * kWarpsAcross * 32;
+  static constexpr int kThreads = kGroupThreads * kGroups;
   static constexpr int kM = kWarpRows / kFragmentRows, kN = kWarpColumns / kFragmentColumns;
-  static_assert(kColumns <= kThreads, "a thread a column where columns are summed");
+  static_assert(kThreads / kChunks % 8 == 0, "a thread's rows of a slice lie 8 apart or more");
 
   using Tile = SharedTile<T, kDepth>;
   static constexpr int kStageBytes = Tile::bytes(kRows + kColumns);
-  static constexpr int kRingBytes = kStages * kStageBytes;
-  static constexpr int kSumBytes = SumTile<kColumns>::bytes(kRows);
-  static constexpr int kSharedBytes = kRingBytes > kSumBytes ? kRingBytes : kSumBytes;
+  static constexpr int kGroupBytes = (kGroups - 1) * kGroupThreads * kM * kN * 16;
+  static constexpr int kResultBytes = ResultTile<float, kColumns>::bytes(kRows);
+  static constexpr int kEndBytes = kGroupBytes > kResultBytes ? kGroupBytes : kResultBytes;
 
-  // On a multiprocessor, by its shared memory (164 KiB, 1 KiB more a block) and registers (128 a
-  // thread).
-  static constexpr int kBlocksByShared = 164 * 1024 / (kSharedBytes + 1024);
-  static constexpr int kBlocksByRegisters = 65536 / (kThreads * (kM * kN >= 16 ? 128 : 96));
-  static constexpr int kBlocks =
-      kBlocksByShared < kBlocksByRegisters ? kBlocksByShared : kBlocksByRegisters;
+  // On a multiprocessor, by registers.
+  static constexpr int kBlocks = 65536 / (kThreads * (kM * kN >= 16 ? 128 : 96));
 };
 
 // kRows rows, of which `rows` exist, by one slice of k. Zeros beyond both.
 template <class Tiling, int kRows>
 __device__ __forceinline__ void copy_rows(const typename Tiling::Tile& tile,
-                                          const typename Tiling::T* from, int rows, int64_t first_k,
-                                          int64_t depth) {
+                                          const typename Tiling::T* from, int rows, int first_k,
+                                          int depth) {
   using T = typename Tiling::T;
   const int thread = static_cast<int>(threadIdx.x);
   if constexpr (Tiling::kWhole) {
-    constexpr int kRowsAtOnce = Tiling::kThreads / kSliceChunks;
-    const int chunk = thread % kSliceChunks;
-    const int64_t k = first_k + chunk * kPackLanes<T>;
+    constexpr int kRowsAtOnce = Tiling::kThreads / Tiling::kChunks;
+    const int first_row = thread / Tiling::kChunks, chunk = thread % Tiling::kChunks;
+    const int k = first_k + chunk * kPackLanes<T>, left = k < depth ? rows - first_row : 0;
+    const T* source = from + static_cast<int64_t>(first_row) * depth + k;
+    T* to = tile.chunk(first_row, chunk);
 #pragma unroll
-    for (int first_row = 0; first_row < kRows; first_row += kRowsAtOnce) {
-      const int row = first_row + thread / kSliceChunks;
-      const bool inside = row < rows && k < depth;
-      if (kRows % kRowsAtOnce == 0 || row < kRows)
-        copy_async(tile.chunk(row, chunk), inside ? from + row * depth + k : from, inside);
+    for (int i = 0; i < kRows; i += kRowsAtOnce) {
+      if (kRows % kRowsAtOnce != 0 && i + first_row >= kRows) break;
+      const bool inside = i < left;
+      copy_async(to + i * Tiling::Tile::row_elements(),
+                 inside ? source + int64_t{i} * depth : from, inside);
     }
   } else {
 #pragma unroll 4
     for (int index = thread; index < kRows * Tiling::kDepth; index += Tiling::kThreads) {
       const int row = index / Tiling::kDepth, column = index % Tiling::kDepth;
-      const int64_t k = first_k + column;
+      const int k = first_k + column;
       const bool inside = row < rows && k < depth;
-      store_shared(tile.element(row, column),
-                   load_global_or_zero(inside ? from + row * depth + k : from, inside));
+      const T* source = from + static_cast<int64_t>(row) * depth + k;
+      store_shared(tile.element(row, column), load_global_or_zero(inside ? source : from, inside));
     }
   }
 }
@@ -96,53 +94,52 @@ struct Block {
   using Sums = float[Tiling::kM][Tiling::kN][4];
 
   const PointwiseKernelParams& params;
-  int64_t tile, first_row, first_column;
-  int rows;  // those that exist
+  uint32_t row_tile;
+  int64_t first_row, first_column;
+  int rows, columns;  // those that exist
 
   __device__ __forceinline__ explicit Block(const PointwiseKernelParams& params)
-      : params(params), tile(blockIdx.x) {
-    const int64_t row_tile = tile / params.column_tiles;
-    const int64_t group = row_tile / params.tiles_per_group;
-    const int64_t inside_group = row_tile % params.tiles_per_group * Tiling::kRows;
+      : params(params), row_tile(blockIdx.x / params.column_tiles) {
+    const uint32_t group = row_tile / params.tiles_per_group;
+    const int64_t inside_group =
+        int64_t{row_tile - group * params.tiles_per_group} * Tiling::kRows;
     first_row = group * params.group_rows + inside_group;
-    first_column = tile % params.column_tiles * Tiling::kColumns;
+    first_column = int64_t{blockIdx.x - row_tile * params.column_tiles} * Tiling::kColumns;
     int64_t left = params.group_rows - inside_group;
     if (left > params.pixels - first_row) left = params.pixels - first_row;
     rows = left < Tiling::kRows ? static_cast<int>(left) : Tiling::kRows;
+    left = params.channels_out - first_column;
+    columns = left < Tiling::kColumns ? static_cast<int>(left) : Tiling::kColumns;
   }
 
+  __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.x); }
+  __device__ __forceinline__ static int group() { return thread() / Tiling::kGroupThreads; }
+  __device__ __forceinline__ static int warp() { return thread() % Tiling::kGroupThreads / 32; }
   __device__ __forceinline__ static int warp_row() {
-    return static_cast<int>(threadIdx.x) / 32 / Tiling::kWarpsAcross * Tiling::kM * kFragmentRows;
+    return warp() / Tiling::kWarpsAcross * Tiling::kM * kFragmentRows;
   }
   __device__ __forceinline__ static int warp_column() {
-    return static_cast<int>(threadIdx.x) / 32 % Tiling::kWarpsAcross * Tiling::kN *
-           kFragmentColumns;
+    return warp() % Tiling::kWarpsAcross * Tiling::kN * kFragmentColumns;
   }
 
   __device__ __forceinline__ static T* stage(int index) {
     return reinterpret_cast<T*>(dynamic_shared_memory() + index * Tiling::kStageBytes);
   }
 
-  __device__ __forceinline__ void copy_slice(int64_t slice, int to) const {
-    const int64_t depth = params.channels_in, first_k = slice * Tiling::kDepth;
-    const T* x = static_cast<const T*>(params.x) + first_row * depth;
-    const T* weight = static_cast<const T*>(params.weight) + first_column * depth;
-    const int64_t columns = params.channels_out - first_column;
+  __device__ __forceinline__ void copy_slice(int slice, int to) const {
+    const int depth = static_cast<int>(params.channels_in), first_k = slice * Tiling::kDepth;
+    const T* x = static_cast<const T*>(params.x) + first_row * params.channels_in;
+    const T* weight = static_cast<const T*>(params.weight) + first_column * params.channels_in;
     const Tile a{stage(to)}, b{stage(to) + Tiling::kRows * Tiling::kDepth};
     copy_rows<Tiling, Tiling::kRows>(a, x, rows, first_k, depth);
-    copy_rows<Tiling, Tiling::kColumns>(
-        b, weight, columns < Tiling::kColumns ? static_cast<int>(columns) : Tiling::kColumns,
-        first_k, depth);
+    copy_rows<Tiling, Tiling::kColumns>(b, weight, columns, first_k, depth);
   }
 
   __device__ __forceinline__ void multiply_slices(Sums& sums) const {
-    const int64_t first = blockIdx.y * params.slices_per_split;
-    int64_t left = params.slices - first;
-    if (left > params.slices_per_split) left = params.slices_per_split;
-    const int slices = static_cast<int>(left);
+    const int slices = params.slices;
 #pragma unroll
     for (int ahead = 0; ahead < kStages - 1; ++ahead) {
-      if (ahead < slices) copy_slice(first + ahead, ahead);
+      if (ahead < slices) copy_slice(ahead, ahead);
       commit_copies();
     }
 #pragma unroll 1
@@ -150,185 +147,229 @@ struct Block {
       wait_for_copies<kStages - 2>();
       __syncthreads();  // the slice has come, and all have done with the one before it
       const int ahead = slice + kStages - 1;
-      if (ahead < slices) copy_slice(first + ahead, ahead % kStages);
+      if (ahead < slices) copy_slice(ahead, ahead % kStages);
       commit_copies();
       const Tile a{stage(slice % kStages)};
       const Tile b{a.data + Tiling::kRows * Tiling::kDepth};
-      multiply<typename Tiling::Math, T>(sums, a, warp_row(), 0, b, warp_column(), 0,
-                                         kSliceChunks / 2);
+      const int chunk = group() * kGroupChunks;
+      multiply<typename Tiling::Math, T>(sums, a, warp_row(), chunk, b, warp_column(), chunk,
+                                         kGroupChunks / 2);
     }
     wait_for_copies<0>();
     __syncthreads();
   }
 
-  // A pack of partial sums of this tile; neighbouring threads' packs are neighbours.
-  __device__ __forceinline__ Pack<float, 4>* partial(int split, int m, int n) const {
-    const int64_t part = split * static_cast<int64_t>(gridDim.x) + tile;
-    const int64_t index = (part * Tiling::kM + m) * Tiling::kN + n;
-    return reinterpret_cast<Pack<float, 4>*>(params.partial_sums) + index * Tiling::kThreads +
-           threadIdx.x;
-  }
-
-  // Whether this thread block came last and has the sums of all.
-  __device__ __forceinline__ bool add_up_splits(Sums& sums) const {
+  // The first group's sums become those of all groups, added in order.
+  __device__ __forceinline__ void add_up_groups(Sums& sums) const {
+    using Four = Pack<float, 4>;
+    auto* parts = reinterpret_cast<Four*>(dynamic_shared_memory());
+    const auto part = [&](int of_group, int m, int n) {
+      return parts + (((of_group - 1) * Tiling::kM + m) * Tiling::kN + n) * Tiling::kGroupThreads +
+             thread() % Tiling::kGroupThreads;
+    };
 #pragma unroll
     for (int m = 0; m < Tiling::kM; ++m)
 #pragma unroll
       for (int n = 0; n < Tiling::kN; ++n)
-        store_global_if(partial(blockIdx.y, m, n), pack<float, 4>(sums[m][n]), true);
+        if (group() > 0) store_shared(part(group(), m, n), pack<float, 4>(sums[m][n]));
     __syncthreads();
-    unsigned* earlier = reinterpret_cast<unsigned*>(dynamic_shared_memory());
-    if (threadIdx.x == 0) store_shared(earlier, arrive(params.counters + tile));
-    __syncthreads();
-    if (load_shared(earlier) + 1 != static_cast<unsigned>(params.splits)) return false;
-    __syncthreads();  // all have read it: the sums come to lie there
-    store_global_if(params.counters + tile, 0u, threadIdx.x == 0);
-#pragma unroll 1
-    for (int split = 0; split < params.splits; ++split)
+    if (group() == 0)
 #pragma unroll
-      for (int m = 0; m < Tiling::kM; ++m)
+      for (int from = 1; from < Tiling::kGroups; ++from)
 #pragma unroll
-        for (int n = 0; n < Tiling::kN; ++n) {
-          float part[4];
-          unpack(part, load_global_coherent(partial(split, m, n)));
+        for (int m = 0; m < Tiling::kM; ++m)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) sums[m][n][i] = (split == 0 ? 0.f : sums[m][n][i]) + part[i];
-        }
-    return true;
+          for (int n = 0; n < Tiling::kN; ++n) {
+            const Four other = load_shared(part(from, m, n));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[m][n][i] += other.lane[i];
+          }
+    __syncthreads();  // all have been read: the results come to lie there
   }
 
-  __device__ __forceinline__ static SumTile<Tiling::kColumns> sum_tile() {
-    return {reinterpret_cast<float*>(dynamic_shared_memory())};
+  // Sums become results, in the registers that they lie in.
+  __device__ __forceinline__ void finish(Sums& sums) const;
+  __device__ __forceinline__ void add_residual(Sums& sums) const;
+
+  template <class E>
+  __device__ __forceinline__ static ResultTile<E, Tiling::kColumns> results() {
+    return {reinterpret_cast<E*>(dynamic_shared_memory())};
   }
 
-  __device__ __forceinline__ static void put_sums(const Sums& sums) {
+  template <class E>
+  __device__ __forceinline__ static void put_results(const Sums& sums) {
 #pragma unroll
     for (int m = 0; m < Tiling::kM; ++m)
 #pragma unroll
       for (int n = 0; n < Tiling::kN; ++n)
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
+          const float pair[2] = {sums[m][n][i], sums[m][n][i + 1]};
           const int row = warp_row() + m * kFragmentRows + fragment::row(i);
           const int column = warp_column() + n * kFragmentColumns + fragment::column(0);
-          store_shared(reinterpret_cast<Pack<float, 2>*>(sum_tile().element(row, column)),
-                       Pack<float, 2>{{sums[m][n][i], sums[m][n][i + 1]}});
+          store_shared_if(reinterpret_cast<Pack<E, 2>*>(results<E>().element(row, column)),
+                          pack<E, 2>(pair), Tiling::kGroups == 1 || group() == 0);
         }
     __syncthreads();
   }
 
-  // kLanes columns a thread: whole packs, or one by one.
-  template <int kLanes>
-  __device__ __forceinline__ void store_rows() const;
+  // Where it has not been added in pairs.
+  __device__ __forceinline__ float residual_element(int row, int column) const {
+    if (params.residual == nullptr || params.wide_rows) return 0.f;
+    const bool inside = column < columns;
+    const int64_t offset = (first_row + row) * params.residual_stride + first_column + column;
+    const T* from = static_cast<const T*>(params.residual) + (inside ? offset : 0);
+    return to_float(load_global_or_zero(from, inside));
+  }
 
+  __device__ __forceinline__ void store_rows() const;
+  __device__ __forceinline__ void store_elements() const;
   __device__ __forceinline__ void store_means() const;
 };
 
-// kLanes values of one channel each, 4 at a time where there are as many.
-template <int kLanes>
-__device__ __forceinline__ void load_channels(float (&values)[kLanes], const float* from,
-                                              float otherwise, bool inside) {
-  constexpr int kPart = kLanes < 4 ? 1 : 4;
-#pragma unroll
-  for (int i = 0; i < kLanes; i += kPart) {
-    Pack<float, kPart> part{};
-    if (from != nullptr)
-      part = load_global_or_zero(reinterpret_cast<const Pack<float, kPart>*>(from + i), inside);
-#pragma unroll
-    for (int j = 0; j < kPart; ++j) values[i + j] = from == nullptr ? otherwise : part.lane[j];
+// Of two neighbouring channels; `left` of them and of those behind them exist. wide: both or none.
+__device__ __forceinline__ void load_channels(float (&values)[2], const float* from,
+                                              int64_t channel, int left, bool wide,
+                                              float otherwise) {
+  values[0] = values[1] = otherwise;
+  if (from == nullptr) return;
+  const float* first = left > 0 ? from + channel : from;
+  if (wide) {
+    unpack(values, load_global_or_zero(reinterpret_cast<const Pack<float, 2>*>(first), left > 0));
+  } else {
+    values[0] = load_global_or_zero(first, left > 0);
+    values[1] = load_global_or_zero(left > 1 ? first + 1 : from, left > 1);
   }
 }
 
 template <class Tiling>
-template <int kLanes>
+__device__ __forceinline__ void Block<Tiling>::finish(Sums& sums) const {
+#pragma unroll
+  for (int n = 0; n < Tiling::kN; ++n) {
+    const int column = warp_column() + n * kFragmentColumns + fragment::column(0);
+    float scale[2], bias[2];
+    load_channels(scale, params.epilogue.scale, first_column + column, columns - column,
+                  params.wide_rows, 1.f);
+    load_channels(bias, params.epilogue.bias, first_column + column, columns - column,
+                  params.wide_rows, 0.f);
+#pragma unroll
+    for (int m = 0; m < Tiling::kM; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        sums[m][n][i] = fmaf(scale[i % 2], sums[m][n][i], bias[i % 2]);
+  }
+  Activate(params.epilogue.activation)
+      .apply(reinterpret_cast<float(&)[Tiling::kM * Tiling::kN * 4]>(sums));
+}
+
+// Two channels a lane.
+template <class Tiling>
+__device__ __forceinline__ void Block<Tiling>::add_residual(Sums& sums) const {
+  using Pair = Pack<T, 2>;
+#pragma unroll
+  for (int m = 0; m < Tiling::kM; ++m)
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      const int row = warp_row() + m * kFragmentRows + fragment::row(i);
+      const int column = warp_column() + fragment::column(0);
+      const bool row_inside = row < rows;
+      const T* from = static_cast<const T*>(params.residual) +
+                      (row_inside ? (first_row + row) * params.residual_stride : 0) +
+                      first_column + column;
+#pragma unroll
+      for (int n = 0; n < Tiling::kN; ++n) {
+        const bool inside = row_inside && column + n * kFragmentColumns < columns;
+        float values[2];
+        unpack(values, load_global_or_zero(
+                           reinterpret_cast<const Pair*>(from + n * kFragmentColumns), inside));
+        sums[m][n][i] += values[0];
+        sums[m][n][i + 1] += values[1];
+      }
+    }
+}
+
+// 16 bytes a thread, of rows that are whole packs.
+template <class Tiling>
 __device__ __forceinline__ void Block<Tiling>::store_rows() const {
-  constexpr int kAcross = Tiling::kColumns / kLanes, kDown = Tiling::kThreads / kAcross;
-  const int thread = static_cast<int>(threadIdx.x), column = thread % kAcross * kLanes;
-  const int64_t channel = first_column + column;
-  const bool inside_columns = channel < params.channels_out;
-  const Epilogue& epilogue = params.epilogue;
-  const Activate activate(epilogue.activation);
-  const int64_t readable = inside_columns ? channel : 0;
-  float scale[kLanes]{}, bias[kLanes]{};
-  load_channels(scale, epilogue.scale == nullptr ? nullptr : epilogue.scale + readable, 1.f,
-                inside_columns);
-  load_channels(bias, epilogue.bias == nullptr ? nullptr : epilogue.bias + readable, 0.f,
-                inside_columns);
-  constexpr int kPart = kLanes < 4 ? 1 : 4;
+  constexpr int kLanes = kPackLanes<T>, kAcross = Tiling::kColumns / kLanes;
+  constexpr int kDown = Tiling::kThreads / kAcross;
+  const int column = thread() % kAcross * kLanes;
+  const int row = ResultTile<T, Tiling::kColumns>::reading_row(thread() / kAcross);
+  T* y = static_cast<T*>(params.y) + (first_row + row) * params.channels_out + first_column +
+         column;
+#pragma unroll
+  for (int down = 0; down < Tiling::kRows; down += kDown) {
+    if (Tiling::kRows % kDown != 0 && row + down >= Tiling::kRows) break;
+    const T* from = results<T>().element(row + down, column);
+    store_global_if(reinterpret_cast<WidePack<T>*>(y + down * params.channels_out),
+                    load_shared(reinterpret_cast<const WidePack<T>*>(from)),
+                    row + down < rows && column < columns);
+  }
+}
+
+// Any number of channels: element by element, neighbouring threads neighbouring channels.
+template <class Tiling>
+__device__ __forceinline__ void Block<Tiling>::store_elements() const {
 #pragma unroll 1
-  for (int row = thread / kAcross; row < Tiling::kRows; row += kDown) {
-    const bool inside = inside_columns && row < rows;
-    const int64_t offset = inside ? (first_row + row) * params.channels_out + channel : 0;
-    Pack<T, kLanes> residual{};
-    if (params.residual != nullptr) {
-      const int64_t row_offset = (first_row + row) * params.residual_stride;
-      const T* from = static_cast<const T*>(params.residual) + (inside ? row_offset + channel : 0);
-      residual = load_global_or_zero(reinterpret_cast<const Pack<T, kLanes>*>(from), inside);
-    }
-    float values[kLanes];
-#pragma unroll
-    for (int i = 0; i < kLanes; i += kPart) {
-      const auto sums = load_shared(
-          reinterpret_cast<const Pack<float, kPart>*>(sum_tile().element(row, column + i)));
-#pragma unroll
-      for (int j = 0; j < kPart; ++j) values[i + j] = sums.lane[j];
-    }
-#pragma unroll
-    for (int i = 0; i < kLanes; ++i)
-      values[i] = activate(fmaf(scale[i], values[i], bias[i])) + to_float(residual.lane[i]);
-    T* to = static_cast<T*>(params.y) + offset;
-    store_global_if(reinterpret_cast<Pack<T, kLanes>*>(to), pack<T, kLanes>(values), inside);
+  for (int index = thread(); index < rows * Tiling::kColumns; index += Tiling::kThreads) {
+    const int row = index / Tiling::kColumns, column = index % Tiling::kColumns;
+    const bool inside = column < columns;
+    const float value = load_shared(results<float>().element(row, column)) +
+                        residual_element(row, column);
+    const int64_t offset = (first_row + row) * params.channels_out + first_column + column;
+    store_global_if(static_cast<T*>(params.y) + (inside ? offset : 0), from_float<T>(value),
+                    inside);
   }
 }
 
 // A thread a column and image: the sum over the image's rows of this tile, in order.
 template <class Tiling>
 __device__ __forceinline__ void Block<Tiling>::store_means() const {
-  constexpr int kImagesAtOnce = Tiling::kThreads / Tiling::kColumns;
-  const int thread = static_cast<int>(threadIdx.x), column = thread % Tiling::kColumns;
-  const int64_t channel = first_column + column, pixels = params.pixels_per_image;
-  const bool inside = channel < params.channels_out;
-  const float scale = scale_of(params.epilogue, inside ? channel : 0, inside);
-  const float bias = bias_of(params.epilogue, inside ? channel : 0, inside);
-  const Activate activate(params.epilogue.activation);
-  for (int64_t image = thread / Tiling::kColumns; image * pixels < rows; image += kImagesAtOnce) {
-    const int first = static_cast<int>(image * pixels);
-    const int last = rows - first < pixels ? rows : first + static_cast<int>(pixels);
-    float sum = 0.f;
+  constexpr int kAtOnce = Tiling::kColumns < Tiling::kThreads ? Tiling::kColumns : Tiling::kThreads;
+  constexpr int kImagesAtOnce = Tiling::kThreads / kAtOnce;
+  const int pixels =
+      params.pixels_per_image < rows ? static_cast<int>(params.pixels_per_image) : rows;
+  const bool whole = params.tiles_per_group == 1;
+  for (int column = thread() % kAtOnce; column < Tiling::kColumns; column += kAtOnce) {
+    for (int image = thread() / kAtOnce; image * pixels < rows; image += kImagesAtOnce) {
+      float sum = 0.f;
 #pragma unroll 4
-    for (int row = first; row < last; ++row) {
-      const float value = load_shared(sum_tile().element(row, column));
-      sum += activate(fmaf(scale, value, bias));
-      if (params.residual != nullptr) {
-        const int64_t offset = (first_row + row) * params.residual_stride + channel;
-        sum += to_float(load_global_or_zero(
-            static_cast<const T*>(params.residual) + (inside ? offset : 0), inside));
-      }
+      for (int row = image * pixels; row < (image + 1) * pixels && row < rows; ++row)
+        sum += load_shared(results<float>().element(row, column)) + residual_element(row, column);
+      const int64_t line = whole ? first_row / params.pixels_per_image + image : row_tile;
+      const int64_t offset = line * params.channels_out + first_column + column;
+      const bool inside = column < columns;
+      if (whole)
+        store_global_if(static_cast<T*>(params.y) + (inside ? offset : 0),
+                        from_float<T>(sum / static_cast<float>(params.pixels_per_image)), inside);
+      else
+        store_global_if(params.tile_sums + (inside ? offset : 0), sum, inside);
     }
-    const bool whole = params.tiles_per_group == 1;
-    const int64_t offset =
-        (whole ? first_row / pixels + image : tile / params.column_tiles) * params.channels_out +
-        channel;
-    if (whole)
-      store_global_if(static_cast<T*>(params.y) + offset,
-                      from_float<T>(sum / static_cast<float>(pixels)), inside);
-    else
-      store_global_if(params.partial_sums + offset, sum, inside);
   }
 }
 
 template <class Tiling>
 __device__ __forceinline__ void run_block(const PointwiseKernelParams& params) {
+  using T = typename Tiling::T;
   const Block<Tiling> block(params);
   float sums[Tiling::kM][Tiling::kN][4] = {};
   block.multiply_slices(sums);
-  if (params.splits > 1 && !block.add_up_splits(sums)) return;
-  block.put_sums(sums);
+  let_next_launch_begin();
+  if constexpr (Tiling::kGroups > 1) block.add_up_groups(sums);
+  if (Tiling::kGroups == 1 || block.group() == 0) {
+    block.finish(sums);
+    if (params.residual != nullptr && params.wide_rows) block.add_residual(sums);
+  }
+  if (params.wide_rows && params.pixels_per_image == 0) {
+    block.template put_results<T>(sums);
+    block.store_rows();
+    return;
+  }
+  block.template put_results<float>(sums);
   if (params.pixels_per_image > 0)
     block.store_means();
-  else if (params.wide_rows)
-    block.template store_rows<kPackLanes<typename Tiling::T>>();
   else
-    block.template store_rows<1>();
+    block.store_elements();
 }
 
 }  // namespace pointwise

@@ -34,8 +34,9 @@ struct WordOf<16> {
 template <class V>
 using Word = typename WordOf<sizeof(V)>::type;
 
+// By value: of a word that lies in memory, the compiler would copy single bytes.
 template <class V>
-__device__ __forceinline__ V from_word(const Word<V>& word) {
+__device__ __forceinline__ V from_word(Word<V> word) {
   V value;
   __builtin_memcpy(&value, &word, sizeof(V));
   return value;
@@ -68,9 +69,25 @@ __device__ __forceinline__ V load_global_coherent(const V* from) {
   return from_word<V>(__ldcg(reinterpret_cast<const Word<V>*>(from)));
 }
 
+// An assignment of a word of 16 bytes may become four stores.
+__device__ __forceinline__ void store_global_word(void* to, unsigned short word) {
+  asm volatile("st.global.b16 [%0], %1;" ::"l"(to), "h"(word) : "memory");
+}
+__device__ __forceinline__ void store_global_word(void* to, unsigned int word) {
+  asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+}
+__device__ __forceinline__ void store_global_word(void* to, uint2 word) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(word.x), "r"(word.y) : "memory");
+}
+__device__ __forceinline__ void store_global_word(void* to, uint4 word) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y),
+               "r"(word.z), "r"(word.w)
+               : "memory");
+}
+
 template <class V>
 __device__ __forceinline__ void store_global_if(V* to, const V& value, bool inside) {
-  if (inside) *reinterpret_cast<Word<V>*>(to) = to_word(value);
+  if (inside) store_global_word(to, to_word(value));
 }
 
 // Shared memory.
@@ -136,7 +153,7 @@ __device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4
 template <>
 __device__ __forceinline__ void mma_16x8x16<__half>(float (&d)[4], const uint32_t (&a)[4],
                                                     uint32_t b0, uint32_t b1) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -146,7 +163,7 @@ __device__ __forceinline__ void mma_16x8x16<__half>(float (&d)[4], const uint32_
 template <>
 __device__ __forceinline__ void mma_16x8x16<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4],
                                                            uint32_t b0, uint32_t b1) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -156,7 +173,7 @@ __device__ __forceinline__ void mma_16x8x16<__nv_bfloat16>(float (&d)[4], const 
 // The same with a 16x8 and b 8x8 in tf32: bits of floats that round_to_tf32 gave.
 __device__ __forceinline__ void mma_16x8x8_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                                 uint32_t b1) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -191,6 +208,24 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
   float result;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
   return result;
+}
+
+// Every kernel's first statement. Compiled for compute capability 9.0 or newer a kernel may be
+// launched while the one in front of it still runs (programmatic dependent launch, CUDA C++
+// Programming Guide 6.2.4.4): this waits until all that went before has ended and can be read. See
+// launch.h.
+__device__ __forceinline__ void wait_for_previous_launch() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Where a thread block has little left to do: once all have come here, the next launch's may take
+// their places.
+__device__ __forceinline__ void let_next_launch_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 // Counts this thread block in, after all that its threads wrote before the barrier before this

@@ -44,27 +44,33 @@ struct SharedTile {
   }
 };
 
-// Sums in fp32 on their way from a warp's fragments (8 bytes a lane, 4 lanes a row) to whole rows
-// (4, 16 or 32 bytes a lane). Pairs of chunks change places as above, by 4 rows: no bank conflicts
-// when written. The two of a pair change places every 128 bytes: none when read in pairs.
-template <int kColumns>
-struct SumTile {
-  static_assert(kColumns % 8 == 0, "a row is a whole number of fragments");
-  static constexpr int kChunks = kColumns / 4;
-  static constexpr int kPairs = kColumns / 8;
-  static constexpr int kPower = kPairs & -kPairs;
-  static constexpr int kGroup = kPower < 4 ? kPower : 4;
+// Results on their way from a warp's fragments (2 elements a lane, 4 lanes a row) to whole rows (16
+// bytes a lane). The pitch keeps 8 rows in different banks: no conflicts when they are written, nor
+// when the rows that `reading_row` brings together are read.
+template <class E, int kColumns>
+struct ResultTile {
+  static_assert(kColumns % 16 == 0, "a pitch that keeps rows in different banks");
+  static constexpr int kPitch = kColumns + 8;
+  static constexpr int kPitchBanks = kPitch * static_cast<int>(sizeof(E)) / 4;
+  static constexpr int kAcross = kColumns * static_cast<int>(sizeof(E)) / 16;  // lanes a row
+  // Lanes that read at once have kRowsAtOnce rows, kRowStep apart.
+  static constexpr int kRowsAtOnce = kAcross >= 8 ? 1 : 8 / kAcross;
+  static constexpr int kRowStep = kPitchBanks * 2 % 32 == 16 || kRowsAtOnce == 4 ? 2 : 4;
 
-  static constexpr int bytes(int rows) { return rows * kColumns * static_cast<int>(sizeof(float)); }
+  static constexpr int bytes(int rows) { return rows * kPitch * static_cast<int>(sizeof(E)); }
 
-  float* data;
+  E* data;
 
-  __device__ __forceinline__ float* element(int row, int column) const {
-    const unsigned chunk = static_cast<unsigned>(column) / 4;
-    const unsigned place = static_cast<unsigned>(row) / (4 / kGroup) % kGroup;
-    const unsigned pair = chunk / 2 ^ place;
-    const unsigned half = (chunk ^ (row * kChunks + chunk) / 8) % 2;
-    return data + row * kColumns + pair * 8 + half * 4 + column % 4;
+  __device__ __forceinline__ E* element(int row, int column) const {
+    return data + row * kPitch + column;
+  }
+
+  // A permutation of every 8 rows.
+  __device__ __forceinline__ static constexpr int reading_row(int index) {
+    if (kRowsAtOnce == 1) return index;
+    const int inside = index % 8, turn = inside % kRowsAtOnce, first = inside / kRowsAtOnce;
+    return index - inside + turn * kRowStep + first / kRowStep * kRowStep * kRowsAtOnce +
+           first % kRowStep;
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/stem_conv.cuh"
 #include "kernels/cuda/stem_conv.h"
+#include "kernels/cuda/stem_conv_mma.cuh"
 
 namespace fastdw::cuda {
 namespace stem {
@@ -10,17 +11,28 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kMostRows = 8, kMostStrips = 16, kMostPacks = 8;  // of a thread block
-constexpr int64_t kSharedBytes = 48 * 1024;                         // without asking for more
+constexpr int kPixels = 8, kFewPixels = 2;                          // of a thread
+constexpr int64_t kMostMmaRows = 4, kMostSegments = 8;
+constexpr int64_t kSharedBytes = 48 * 1024;  // without asking for more
 constexpr int64_t kMostGridYZ = 65535;
 constexpr int64_t kMostGridX = (int64_t{1} << 31) - 1;
 
-template <class T, int kKernel, int kStride, bool kWide>
+template <class T, int kKernel, int kStride, int kPixels, bool kWide>
 __global__ void __launch_bounds__(kThreads, 2) stem_kernel(Params params) {
-  run_block<T, kKernel, kStride, kWide>(params);
+  wait_for_previous_launch();
+  run_block<T, kKernel, kStride, kPixels, kWide>(params);
+}
+
+template <class T, int kSteps, bool kWide>
+__global__ void __launch_bounds__(kMmaWarps * 32, kSteps > 2 ? 4 : 6)
+    stem_mma_kernel(MmaParams params) {
+  wait_for_previous_launch();
+  run_mma_block<T, kSteps, kWide>(params);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) direct_kernel(DirectParams params) {
+  wait_for_previous_launch();
   direct<T>(params);
 }
 
@@ -51,14 +63,17 @@ void set_common(Kernel& kernel, const StemParams& params) {
 bool choose_tiles(const StemParams& params, const Device& device, Params& tiles) {
   const Window& window = params.window;
   const int64_t packs = ceil_div(params.channels_out, kChannels);
+  const int64_t pixels = params.batch * params.height_out * params.width_out;
+  const bool few_threads = packs * pixels / kPixels < kThreads * int64_t{device.multiprocessors};
+  tiles.pixels = few_threads ? kFewPixels : kPixels;
   const int64_t pack_groups = ceil_div(packs, kMostPacks);
   tiles.packs = static_cast<int32_t>(ceil_div(packs, pack_groups));
   tiles.pack_groups = static_cast<uint32_t>(pack_groups);
-  const int64_t strips = ceil_div(params.width_out, kPixels);
+  const int64_t strips = ceil_div(params.width_out, tiles.pixels);
   const int64_t column_tiles = ceil_div(strips, kMostStrips);
   tiles.strips = static_cast<int32_t>(ceil_div(strips, column_tiles));
   tiles.column_tiles = static_cast<uint32_t>(ceil_div(strips, tiles.strips));
-  const int64_t columns = tiles.strips * kPixels;
+  const int64_t columns = int64_t{tiles.strips} * tiles.pixels;
   tiles.x_pitch =
       static_cast<int32_t>(whole_quads((columns - 1) * window.stride_w + window.kernel_w));
   tiles.weight_pitch = tiles.packs * kChannels + kQuad;
@@ -126,17 +141,156 @@ KernelLaunch stem_launch(const StemParams& params, const Params& stem) {
   const int64_t outputs = stem.packs * kChannels;
   const int64_t floats =
       outputs * kRawPadding +
-      stem.channels_at_once *
-          (int64_t{stem.rows_in} * stem.x_pitch +
-           window.kernel_h * window.kernel_w * (stem.weight_pitch + outputs));
-  return make_launch("stem_conv", usual ? stem_kernel<T, 3, 2, kWide> : stem_kernel<T, 0, 0, kWide>,
-                     grid, static_cast<unsigned>(warps * 32), static_cast<size_t>(floats * 4),
-                     stem);
+      stem.channels_at_once * (int64_t{stem.rows_in} * stem.x_pitch +
+                               window.kernel_h * window.kernel_w * (stem.weight_pitch + outputs));
+  const auto few =
+      usual ? stem_kernel<T, 3, 2, kFewPixels, kWide> : stem_kernel<T, 0, 0, kFewPixels, kWide>;
+  const auto many =
+      usual ? stem_kernel<T, 3, 2, kPixels, kWide> : stem_kernel<T, 0, 0, kPixels, kWide>;
+  return make_launch("stem_conv", stem.pixels == kPixels ? many : few, grid,
+                     static_cast<unsigned>(warps * 32), static_cast<size_t>(floats * 4), stem);
+}
+
+// The least number from `least` that leaves this remainder.
+int64_t with_remainder(int64_t least, int64_t remainder, int64_t divisor) {
+  return least + ((remainder - least) % divisor + divisor) % divisor;
+}
+
+int64_t staged_terms(int64_t terms) {
+  return (terms <= kTermDepth ? 1 : terms <= 2 * kTermDepth ? 2 : 4) * kTermDepth;
+}
+
+Divisor divisor(int64_t value) {
+  return {static_cast<uint32_t>(value), static_cast<uint32_t>(ceil_div(int64_t{1} << 31, value))};
+}
+
+// Rows of shared memory lie so that the terms of a fragment, which are of up to 3 rows of 9 words,
+// meet in no bank: 12 banks apart, also where the next channel begins. Returns the bytes.
+int64_t lay_out(const StemParams& params, MmaParams& tiles) {
+  const Window& window = params.window;
+  const int64_t banks = 64, row_banks = 24;  // in elements of 2 bytes
+  const int64_t span =
+      ((tiles.segments * kSegment - 1) * window.stride_w + window.kernel_w) * tiles.x_column;
+  const int64_t chunks = ceil_div(span + tiles.chunk - 1, tiles.chunk);
+  const int64_t pitch = with_remainder(chunks * tiles.chunk, row_banks, banks);
+  const int64_t rows_in = (tiles.rows - 1) * window.stride_h + window.kernel_h;
+  const int64_t plane = with_remainder(rows_in * pitch, window.kernel_h * row_banks, banks);
+  const int64_t elements = tiles.planes * plane + tiles.groups * kGroup * staged_terms(tiles.terms);
+  if (elements * 2 > kSharedBytes) return elements * 2;
+  tiles.rows_in = divisor(rows_in);
+  tiles.row_chunks = divisor(chunks);
+  tiles.pitch = static_cast<int32_t>(pitch);
+  tiles.channel_pitch = params.channels_last ? 1 : static_cast<int32_t>(plane);
+  tiles.weights_at = static_cast<int32_t>(tiles.planes * plane);
+  return elements * 2;
+}
+
+// Beyond the last term that one again.
+void set_places(const StemParams& params, MmaParams& tiles) {
+  int count = 0;
+  for (int64_t channel = 0; channel < params.channels_in; ++channel)
+    for (int64_t row = 0; row < params.window.kernel_h; ++row)
+      for (int64_t column = 0; column < params.window.kernel_w; ++column)
+        tiles.places[count++] = static_cast<uint16_t>(
+            2 * (channel * tiles.channel_pitch + row * tiles.pitch + column * tiles.x_column));
+  std::fill(tiles.places + count, tiles.places + kMostTerms, tiles.places[count - 1]);
+}
+
+// Warps take different output channels first. Then rows and segments of a thread block: several
+// products a warp, for whose sake it loads the weights, as long as there are thread blocks for
+// every multiprocessor to hold many; in the end one a warp. False where one row does not fit.
+bool choose_mma_tiles(const StemParams& params, const Device& device, MmaParams& tiles) {
+  const int64_t groups = ceil_div(params.channels_out, kGroup);
+  tiles.groups_log2 = groups == 1 ? 0 : groups == 2 ? 1 : 2;
+  tiles.groups = 1 << tiles.groups_log2;
+  tiles.warps_a_group = kMmaWarps / tiles.groups;
+  tiles.channel_blocks = static_cast<uint32_t>(ceil_div(groups, tiles.groups));
+  const int64_t segments = ceil_div(params.width_out, kSegment);
+  int64_t column_tiles = ceil_div(segments, kMostSegments);
+  tiles.rows = kMostMmaRows;
+  const auto split = [&] {
+    tiles.segments = static_cast<int32_t>(ceil_div(segments, column_tiles));
+  };
+  const auto blocks = [&] {
+    return tiles.channel_blocks * ceil_div(segments, tiles.segments) *
+           ceil_div(params.height_out, tiles.rows) * params.batch;
+  };
+  split();
+  while (tiles.rows > 1 &&
+         (blocks() < 8 * int64_t{device.multiprocessors} || lay_out(params, tiles) > kSharedBytes))
+    --tiles.rows;
+  while ((tiles.segments > tiles.warps_a_group && blocks() < 2 * device.multiprocessors) ||
+         (tiles.segments > 1 && lay_out(params, tiles) > kSharedBytes)) {
+    ++column_tiles;
+    split();
+  }
+  if (lay_out(params, tiles) > kSharedBytes) return false;
+  set_places(params, tiles);
+  return true;
+}
+
+bool can_use_mma(const StemParams& params) {
+  const Window& window = params.window;
+  return params.channels_in * window.kernel_h * window.kernel_w <= kMostTerms &&
+         params.channels_in * params.height * params.width < int64_t{1} << 31 &&
+         params.channels_out < int64_t{1} << 24 && params.batch <= kMostGridYZ &&
+         params.height_out <= kMostGridYZ &&
+         params.width_out * params.channels_out < int64_t{1} << 28;
+}
+
+template <class T>
+void set_mma(MmaParams& mma, const StemParams& params) {
+  const Window& window = params.window;
+  set_common(mma, params);
+  mma.height = static_cast<int32_t>(params.height);
+  mma.height_out = static_cast<int32_t>(params.height_out);
+  mma.width_out = static_cast<int32_t>(params.width_out);
+  mma.stride_h = static_cast<int32_t>(window.stride_h);
+  mma.stride_w = static_cast<int32_t>(window.stride_w);
+  mma.pad_left = static_cast<int32_t>(window.pad_left);
+  mma.pad_top = static_cast<int32_t>(window.pad_top);
+  mma.terms = static_cast<int32_t>(params.channels_in * window.kernel_h * window.kernel_w);
+  mma.planes = params.channels_last ? 1 : static_cast<uint32_t>(params.channels_in);
+  const auto allows = [&](int chunk) {
+    return mma.x_row % chunk == 0 && is_aligned(params.x, chunk * sizeof(T));
+  };
+  mma.chunk = allows(8) ? 8 : allows(4) ? 4 : 1;
+}
+
+template <class T, int kSteps>
+KernelLaunch mma_launch(const StemParams& params, const MmaParams& mma) {
+  const bool wide = params.channels_out % kLaneChannels == 0 && is_aligned(params.y, 16) &&
+                    is_aligned(params.epilogue.scale, 16) && is_aligned(params.epilogue.bias, 16);
+  const int64_t columns = ceil_div(params.width_out, mma.segments * kSegment);
+  const dim3 grid(static_cast<unsigned>(columns * mma.channel_blocks),
+                  static_cast<unsigned>(ceil_div(params.height_out, mma.rows)),
+                  static_cast<unsigned>(params.batch));
+  const int64_t elements = mma.weights_at + mma.groups * kGroup * staged_terms(mma.terms);
+  return make_launch("stem_conv, tensor cores",
+                     wide ? stem_mma_kernel<T, kSteps, true> : stem_mma_kernel<T, kSteps, false>,
+                     grid, kMmaWarps * 32, static_cast<size_t>(elements) * sizeof(T), mma);
+}
+
+// Nothing in the list where another kernel has to do it.
+template <class T>
+void add_mma(LaunchList& list, const StemParams& params, const Device& device) {
+  if constexpr (sizeof(T) == 2) {
+    MmaParams mma{};
+    if (!can_use_mma(params)) return;
+    set_mma<T>(mma, params);
+    if (!choose_mma_tiles(params, device, mma)) return;
+    const int64_t steps = staged_terms(mma.terms) / kTermDepth;
+    list.add(steps == 1   ? mma_launch<T, 1>(params, mma)
+             : steps == 2 ? mma_launch<T, 2>(params, mma)
+                          : mma_launch<T, 4>(params, mma));
+  }
 }
 
 template <class T>
 LaunchList plan(const StemParams& params, const Device& device) {
   LaunchList list;
+  if (can_stage(params)) add_mma<T>(list, params, device);
+  if (list.count > 0) return list;
   Params stem{};
   if (!can_stage(params) || !choose_tiles(params, device, stem) ||
       int64_t{stem.pack_groups} * stem.column_tiles * params.height_out > kMostGridX) {

@@ -1,6 +1,7 @@
 // y[n, r, q, o] = act(scale[o] sum_{c,i,j} w[o][c][i][j] x[n, c, r s - top + i, q s - left + j] +
 // bias[o]) Dense, few input channels; x is planes (NCHW) or NHWC, y NHWC. A thread block computes
-// `rows` by `strips` strips of kPixels output pixels. It stages the rows of x under them as planes
+// `rows` by `strips` strips of kPixels output pixels, fewer where threads
+// are. It stages the rows of x under them as planes
 // and the weights as [k][output channel], both fp32; a thread adds up one strip's pixels by 8
 // channels.
 #pragma once
@@ -10,7 +11,6 @@
 
 namespace fastdw::cuda::stem {
 
-constexpr int kPixels = 8;
 constexpr int kChannels = 8;
 constexpr int kQuad = 4;  // floats of 16 bytes
 using Quad = Pack<float, kQuad>;
@@ -26,6 +26,7 @@ struct Params {
   int32_t kernel_h, kernel_w, stride_h, stride_w, pad_left, pad_top;
   bool channels_last, chunked;
   int32_t packs, strips, rows;  // of a thread block; a pack: kChannels output channels
+  int32_t pixels;               // of a strip
   uint32_t pack_groups, column_tiles;
   int32_t channels_at_once;                // input channels staged at a time
   int32_t rows_in, x_pitch, weight_pitch;  // staged; pitches in floats
@@ -40,7 +41,7 @@ struct Tile {
     uint32_t index = blockIdx.x;
     first_pack = int64_t{index % params.pack_groups} * params.packs;
     index /= params.pack_groups;
-    column_out = static_cast<int>(index % params.column_tiles) * params.strips * kPixels;
+    column_out = static_cast<int>(index % params.column_tiles) * params.strips * params.pixels;
     row_out = static_cast<int>(index / params.column_tiles) * params.rows;
     row_in = row_out * params.stride_h - params.pad_top;
     column_in = column_out * params.stride_w - params.pad_left;
@@ -52,9 +53,8 @@ struct Tile {
 __device__ __forceinline__ void rotate(float (&)[1], int) {}
 __device__ __forceinline__ void rotate(float (&values)[kQuad], int by) {
   const bool by_one = by & 1, by_two = by & 2;
-  const float odd[kQuad] = {
-      by_one ? values[1] : values[0], by_one ? values[2] : values[1],
-      by_one ? values[3] : values[2], by_one ? values[0] : values[3]};
+  const float odd[kQuad] = {by_one ? values[1] : values[0], by_one ? values[2] : values[1],
+                            by_one ? values[3] : values[2], by_one ? values[0] : values[3]};
 #pragma unroll
   for (int i = 0; i < kQuad; ++i) values[i] = by_two ? odd[(i + 2) % kQuad] : odd[i];
 }
@@ -170,7 +170,7 @@ __device__ __forceinline__ void load_weights(float (&weights)[kChannels], const 
 }
 
 // One row of the kernel: x and weights at its first tap. kKernel and kStride 0: known at run time.
-template <int kKernel, int kStride>
+template <int kKernel, int kStride, int kPixels>
 __device__ __forceinline__ void add_kernel_row(float (&sums)[kPixels][kChannels], const float* x,
                                                const float* weights, const Params& params) {
   if constexpr (kKernel > 0) {
@@ -209,7 +209,7 @@ __device__ __forceinline__ void add_kernel_row(float (&sums)[kPixels][kChannels]
 }
 
 // kWide: whole 16-byte packs; else element by element, the last pack cut off.
-template <class T, bool kWide>
+template <class T, bool kWide, int kPixels>
 __device__ __forceinline__ void store_strip(const Params& params, float (&sums)[kPixels][kChannels],
                                             int64_t pixel, int64_t first_channel, int pack_index,
                                             int pixels) {
@@ -247,7 +247,7 @@ __device__ __forceinline__ void store_strip(const Params& params, float (&sums)[
   }
 }
 
-template <class T, int kKernel, int kStride, bool kWide>
+template <class T, int kKernel, int kStride, int kPixels, bool kWide>
 __device__ __forceinline__ void run_block(const Params& params) {
   const Tile tile(params);
   if (tile.image >= params.batch) return;  // the whole thread block
@@ -278,14 +278,16 @@ __device__ __forceinline__ void run_block(const Params& params) {
     __syncthreads();
     if (!active) continue;
     const float* taps = weights + pack_index * kQuad;
+    const float* from =
+        x + row * params.stride_h * params.x_pitch + strip * kPixels * params.stride_w;
 #pragma unroll 1
-    for (int line = 0; line < channels * params.kernel_h; ++line) {
-      const int channel = line / params.kernel_h, i = line % params.kernel_h;
-      const float* from = x +
-                          (channel * params.rows_in + row * params.stride_h + i) * params.x_pitch +
-                          strip * kPixels * params.stride_w;
-      add_kernel_row<kKernel, kStride>(sums, from, taps, params);
-      taps += params.kernel_w * params.weight_pitch;
+    for (int channel = 0; channel < channels; ++channel) {
+#pragma unroll 1
+      for (int i = 0; i < params.kernel_h; ++i) {
+        add_kernel_row<kKernel, kStride>(sums, from + i * params.x_pitch, taps, params);
+        taps += params.kernel_w * params.weight_pitch;
+      }
+      from += params.rows_in * params.x_pitch;
     }
   }
   const int row_out = tile.row_out + row, column = tile.column_out + strip * kPixels;

@@ -14,7 +14,7 @@ namespace fastdw::cuda {
 
 struct Sizes {
   int64_t batch, height, width, channels_in, channels_hidden, channels_out;  // hidden 0: no expand
-  int64_t kernel, stride, pool;
+  int64_t kernel, stride, pool, block_plan;
 
   int64_t out(int64_t size) const { return (size + stride - 1) / stride; }
   Window window() const {
@@ -89,6 +89,7 @@ LaunchList plan_stem(const Sizes& sizes, DType dtype, const Device& device) {
 
 LaunchList plan_block(const Sizes& sizes, DType dtype, bool tf32, const Device& device) {
   InvertedResidualParams params{};
+  params.plan = static_cast<BlockPlan>(sizes.block_plan);
   set_images(params, sizes, dtype);
   set_window(params, sizes);
   const bool expands = sizes.channels_hidden > 0;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -41,6 +42,8 @@ CASES = [
     Case(OP, channels=96, height=14, width=14),
     Case(OP, channels=64, height=7, width=7, batch=3),
     Case(OP, channels=8, height=30, width=70),
+    Case(OP, channels=200, height=29, width=31, batch=4),  # two columns a thread
+    Case(OP, channels=200, height=61, width=31, batch=4, stride=2),
     Case(OP, epilogue=False, activation="none"),
     Case(OP, batch=0),
 ]  # fmt: skip
@@ -116,23 +119,32 @@ def _counted(case: Case, dtype: torch.dtype) -> tuple[dict, torch.Tensor, torch.
     return launches[0], call[0], y
 
 
+# One image of a few hundred KB comes from the L2: tiles of 3x3 windows are cut so small there that
+# every multiprocessor has work, and neighbours load their common rows twice.
+MOST_LOADS = {1: 2.25, 4: 1.5}
+
+
+@pytest.mark.parametrize("batch", MOST_LOADS)
 @pytest.mark.parametrize("case", SHAPES, ids=ids)
-def test_traffic(case: Case) -> None:
+def test_traffic(case: Case, batch: int) -> None:
     for dtype in (torch.float16, torch.float32):
-        launch, x, y = _counted(case, dtype)
+        launch, x, y = _counted(replace(case, batch=batch), dtype)
         read = launch["buffers"]["x"]["read"]
         ideal = x.nbytes // SECTOR
         assert read["distinct_sectors"] == ideal
-        assert read["request_sectors"] <= 1.5 * ideal
+        assert read["request_sectors"] <= MOST_LOADS[batch] * ideal
         written = launch["buffers"]["other"]["written"]
         assert written["distinct_sectors"] == written["request_sectors"] == y.nbytes // SECTOR
-        assert all(site["conflicts"] == 0 for site in launch["shared"] if site["access"] == "load")
+        # A warp that ends a strip and begins the next may meet its own banks.
+        loads = [site for site in launch["shared"] if site["access"] == "load"]
+        conflicts = sum(site["conflicts"] for site in loads)
+        assert conflicts <= 0.1 * sum(site["wavefronts"] for site in loads)
 
 
 def test_small_images_occupy_the_device() -> None:
     for case in SHAPES[:8]:
         launch, *_ = _counted(case, torch.float16)
-        assert launch["grid"][0] * launch["grid"][1] >= 0.8 * 108, case
+        assert math.prod(launch["grid"]) >= 0.8 * 108, case
 
 
 def test_traffic_of_planes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,15 @@ from fastdw.models.specs import mobilenet_v1_blocks
 OP = "separable_block"
 BLOCK = Case(OP, channels=24, channels_out=16)
 pytestmark = pytest.mark.usefixtures("nan_filled")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fused_blocks() -> Iterator[None]:
+    """One kernel a block: by default small blocks are launched convolution by convolution."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTDW_CUDA_BLOCKS", "fused")
+        yield
+
 
 CASES = [
     *(replace(BLOCK, channels=c) for c in AWKWARD_CHANNELS),
@@ -116,11 +126,16 @@ def test_error_is_at_most_twice_that_of_eager_torch(dtype: torch.dtype) -> None:
 
 
 def test_hidden_tensor_never_reaches_global_memory() -> None:
+    """Where hidden channels are split over thread blocks, their sums do."""
+    whole = 0
     for case in _network(224)[2:]:  # the first are slow
         (launch,) = counted(case, torch.float16)
-        beyond = launch.distinct("other") + launch.distinct("other", "written")
-        scales = 8 * (case.channels + case.channels_out)
         for name in ("x", "depthwise", "project"):
             assert launch.distinct(name) == launch.ideal[name], case
-        assert beyond <= launch.ideal["y"] + scales + 0.35 * sum(launch.ideal.values()), case
+        if launch.splits == 1:
+            whole += 1
+            beyond = launch.distinct("other") + launch.distinct("other", "written")
+            scales = 8 * (case.channels + case.channels_out)
+            assert beyond <= launch.ideal["y"] + scales, case
         assert launch.conflicts.get("matrix", 0) == 0
+    assert whole >= 1

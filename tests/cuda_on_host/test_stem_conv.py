@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -39,6 +40,15 @@ CASES = [
     replace(IMAGE, channels_out=80, height=70, width=40, layout="contiguous"),
     replace(IMAGE, channels=400, channels_out=9),  # staged in several rounds
     replace(IMAGE, channels=1, kernel=(1100, 1), padding=(0, 0, 600, 600)),  # cannot be staged
+    *(replace(IMAGE, channels_out=c, height=7, width=36) for c in (40, 64, 72, 130, 320)),
+    *(
+        replace(IMAGE, channels=c, channels_out=16, width=40, stride=s, layout=layout)
+        for c, s in ((1, 1), (1, 3), (2, 1), (6, 2), (7, 1))  # 1, 2 and 4 steps of 16 terms
+        for layout in LAYOUTS[:2]
+    ),
+    *(replace(IMAGE, width=w, stride=1) for w in (16, 20, 24, 128, 130, 300)),
+    *(replace(IMAGE, batch=b, height=9, width=9) for b in (170, 230, 300)),  # of several rows
+    replace(IMAGE, kernel=(1, 40), channels=1, padding="same", width=70),
     replace(IMAGE, epilogue=False, activation="none"),
     replace(IMAGE, batch=0),
 ]
@@ -56,11 +66,14 @@ def test_values_in_any_order_of_threads(order: str) -> None:
         check_on_host(case, "normal", torch.float16, order, "H100")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("activation", ["none", "relu6", "silu"])
-def test_data(activation: str, kind: str) -> None:
+def test_data(activation: str, kind: str, dtype: torch.dtype) -> None:
     for layout in LAYOUTS[:2]:
-        check_on_host(replace(IMAGE, activation=activation, layout=layout), kind)
+        for channels in (1, 3, 6):
+            case = replace(IMAGE, channels=channels, activation=activation, layout=layout)
+            check_on_host(case, kind, dtype)
 
 
 @settings(max_examples=30)
@@ -72,6 +85,7 @@ def test_random_shapes(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS[:2])
 def test_same_bits_in_any_order(layout: str) -> None:
     check_same_bits(replace(IMAGE, channels_out=32, height=30, width=31, layout=layout))
+    check_same_bits(replace(IMAGE, channels_out=72, width=60, layout=layout), torch.float16)
     check_same_bits(replace(IMAGE, channels=40, layout=layout), torch.bfloat16)
 
 
@@ -86,8 +100,12 @@ def test_traffic(dtype: torch.dtype, layout: str) -> None:
     (launch,) = launches
     read = launch["buffers"]["x"]["read"]
     assert read["distinct_sectors"] == x.nbytes // SECTOR
-    assert read["request_sectors"] <= 1.6 * x.nbytes // SECTOR  # 3 rows of x for each of y
+    # 3 rows of x for each of y, and where rows are split to have more thread blocks, their ends.
+    assert read["request_sectors"] <= 1.65 * x.nbytes // SECTOR
     written = launch["buffers"]["other"]["written"]
     assert written["distinct_sectors"] == written["request_sectors"] == y.nbytes // SECTOR
-    assert launch["grid"][0] >= 100
-    assert all(site["conflicts"] == 0 for site in launch["shared"] if site["access"] == "load")
+    assert math.prod(launch["grid"]) >= 100
+    # Pixels of 3 channels, read as they lie in memory, meet in banks.
+    most = 1.0 if layout == "channels_last" and dtype != torch.float32 else 0.0
+    loads = [site for site in launch["shared"] if site["access"] == "load"]
+    assert all(site["conflicts"] <= most * site["requests"] for site in loads)

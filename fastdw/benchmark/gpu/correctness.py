@@ -17,7 +17,7 @@ from fastdw.benchmark.gpu import networks
 from fastdw.benchmark.gpu.bench import Bench, Item
 from fastdw.benchmark.gpu.contenders import largest_difference
 from fastdw.benchmark.gpu.launches import Run, capture, warm_up
-from fastdw.benchmark.gpu.settings import Network, network_tolerance, products_in
+from fastdw.benchmark.gpu.settings import Network, products_in
 from fastdw.benchmark.gpu.truths import absences, backends_on, device_truth
 from fastdw.benchmark.network_cases import network_cases
 from fastdw.benchmark.verify import error_over_budget
@@ -128,19 +128,17 @@ def _compare_network(
 ) -> None:
     trial = networks.trial_of(network, precision, bench.device, images=3)
     ours = networks.BUILDERS[kind](trial)
-    stock = networks.BUILDERS["torch-eager"](trial)
-    by_torch = largest_difference(stock(trial.images), trial.truth)
     for batch in (3, 1):
         images, truth = trial.images[:batch], trial.truth[:batch]
         outputs = [run(ours, images) for run in _ways_to_run(bench)]
         error = max(largest_difference(output, truth) for output in outputs)
-        case = f"batch {batch} (stock torch is off by {by_torch:.2g})"
+        case = f"batch {batch} (stock torch is off by {trial.by_torch:.2g})"
         _record_verdict(
             bench,
             {**about, "case": case},
             error,
             all(torch.equal(outputs[0], output) for output in outputs),
-            network_tolerance(precision),
+            trial.allowed,
         )
 
 

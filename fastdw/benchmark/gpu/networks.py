@@ -31,11 +31,18 @@ TRITON = "fastdw-triton"
 
 @dataclass(frozen=True)
 class Trial:
-    """A network in one precision on the device, with images and what it must make of them."""
+    """A network in one precision on the device, with images and what it must make of them.
+
+    Attributes:
+        by_torch: how far eager torch is from the truth, relative to its largest value.
+        allowed: how far anybody may be: rounding alone makes a narrow network's fp16 differ.
+    """
 
     model: nn.Module
     images: Tensor
     truth: Tensor
+    by_torch: float
+    allowed: float
 
 
 @lru_cache(maxsize=1)
@@ -46,8 +53,11 @@ def trial_of(network: Network, precision: str, device: Device, images: int) -> T
     generator = torch.Generator().manual_seed(1)
     size = network.resolution
     x = torch.randn((images, 3, size, size), generator=generator).to(dtype)
-    truth = torch.from_numpy(float64_output(model, x))
-    return Trial(model.to(where), x.to(where), truth.to(where))
+    truth = torch.from_numpy(float64_output(model, x)).to(where)
+    model, x = model.to(where), x.to(where)
+    by_torch = largest_difference(eager(model)(x), truth)
+    allowed = max(network_tolerance(precision), 1.5 * by_torch)
+    return Trial(model, x, truth, by_torch, allowed)
 
 
 @lru_cache(maxsize=8)
@@ -147,7 +157,7 @@ def race(
 
         def check(contender: Contender, output: Any, number: int) -> tuple[float, float]:
             truth = trial.truth[batches.indices[number]]
-            return largest_difference(output, truth), network_tolerance(precision)
+            return largest_difference(output, truth), trial.allowed
 
         about = {"network": network.label, "batch": batch, "precision": precision}
         Race(

@@ -51,12 +51,13 @@ class Section:
 SECTIONS = tuple(
     Section(name, f"fastdw.benchmark.gpu.{name}", share, needs_cuda=name == "sanitizer")
     for name, share in (
-        ("correctness", 100),
-        ("networks", 130),
-        ("compiled", 115),
-        ("ops", 95),
-        ("sanitizer", 50),
-        ("training", 30),
+        ("triton_cache", 45),
+        ("correctness", 135),
+        ("networks", 110),
+        ("compiled", 80),
+        ("ops", 90),
+        ("sanitizer", 40),
+        ("training", 25),
     )
 )
 

@@ -111,6 +111,20 @@ cudaError_t cudaGraphAddMemsetNode(cudaGraphNode_t* node, cudaGraph_t graph,
   return cudaSuccess;
 }
 
+cudaError_t cudaGraphAddDependencies(cudaGraph_t graph, const cudaGraphNode_t* from,
+                                     const cudaGraphNode_t* to, const cudaGraphEdgeData*,
+                                     size_t count) {
+  const auto is_of = [&](const CUgraphNode_st* node) {
+    return node->place < graph->nodes.size() && graph->nodes[node->place].get() == node;
+  };
+  for (size_t i = 0; i < count; ++i) {
+    if (!is_of(from[i]) || !is_of(to[i]))
+      return note_error(cudaErrorInvalidValue, "a node of another graph");
+    to[i]->after.push_back(from[i]->place);
+  }
+  return cudaSuccess;
+}
+
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                  unsigned long long) {
   auto made = std::make_unique<CUgraphExec_st>();

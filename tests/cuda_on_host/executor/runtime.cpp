@@ -213,7 +213,10 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ke
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   const auto found = kernels().find(kernel);
   if (found == kernels().end()) return note_error(cudaErrorInvalidDeviceFunction);
-  attributes->maxDynamicSharedSizeBytes = found->second.shared_bytes[chosen];
+  const auto allowed = found->second.shared_bytes.find(chosen);
+  attributes->maxDynamicSharedSizeBytes =
+      allowed == found->second.shared_bytes.end() ? kSharedWithoutAsking : allowed->second;
+  attributes->ptxVersion = 90;
   return cudaSuccess;
 }
 
@@ -230,4 +233,9 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int valu
 cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** arguments,
                              size_t shared_bytes, cudaStream_t) {
   return launch(kernel, grid, block, arguments[0], shared_bytes);
+}
+
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
+                                void** arguments) {
+  return launch(kernel, config->gridDim, config->blockDim, arguments[0], config->dynamicSmemBytes);
 }

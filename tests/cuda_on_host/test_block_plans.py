@@ -1,0 +1,38 @@
+"""Whether a block is launched as one kernel or convolution by convolution, asked of the planner."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+import gpu_resources  # noqa: E402
+
+BLOCKS = [layer for layer in gpu_resources.layers() if layer.name.startswith("block")]
+
+
+@pytest.fixture(scope="module")
+def launchers() -> gpu_resources.Launchers:
+    return gpu_resources.Launchers()
+
+
+def launches(
+    launchers: gpu_resources.Launchers, batch: int, block_plan: str = "fastest"
+) -> list[int]:
+    gpu = gpu_resources.GPUS["9.0"]
+    return [len(launchers.launches(layer, batch, "fp16", gpu, block_plan)) for layer in BLOCKS]
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+def test_either_plan_can_be_had(launchers: gpu_resources.Launchers, batch: int) -> None:
+    assert set(launches(launchers, batch, "fused")) == {1}
+    expected = [3 if layer.channels_hidden > 0 else 2 for layer in BLOCKS]
+    assert launches(launchers, batch, "separate") == expected
+
+
+def test_small_batches_run_convolution_by_convolution(launchers: gpu_resources.Launchers) -> None:
+    """As was faster for every block (bench/results/nvidia-h100-80gb-hbm3)."""
+    assert 1 not in launches(launchers, 1)
