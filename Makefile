@@ -34,6 +34,12 @@ print(*project["build-system"]["requires"], *project["project"]["optional-depend
 endef
 export PINNED_REQUIREMENTS
 
+define SHIPPED_CAT
+from fastdw.commands.photos import shipped_photos
+print(next(path for path in shipped_photos() if "chelsea" in path.name))
+endef
+export SHIPPED_CAT
+
 .DELETE_ON_ERROR:
 .PHONY: help venv install demo test test-fast lint test-abi test-sanitize test-gpu-host test-large gpu-report bench bench-env readme clean
 
@@ -71,8 +77,12 @@ $(INSTALLED): $(PINNED) $(BUILD_INPUTS)
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -e '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED) ## classify photos with stock torch and with fastdw, side by side (PHOTO=cat.jpg adds one)
+demo: $(INSTALLED) ## classify, detect, segment: stock torch and fastdw side by side (PHOTO=cat.jpg adds one)
 	@$(BIN)/fastdw demo $(if $(PHOTO),"$(PHOTO)")
+	@photo=$$($(BIN)/python -c "$$SHIPPED_CAT") && for command in detect segment; do \
+		echo "== fastdw $$command (where its weights cannot be had, a line says why)"; \
+		$(BIN)/fastdw $$command "$$photo" --out build/demo-$$command.png || [ $$? -eq 2 ] || exit 1; \
+	done
 
 test: lint ## lint and all tests
 	@echo "== tests"

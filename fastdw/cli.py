@@ -13,10 +13,13 @@ def build_app() -> typer.Typer:
     """The commands, imported here: a bad environment variable shows when fastdw is imported."""
     from fastdw.commands.bench import bench
     from fastdw.commands.classify import classify
+    from fastdw.commands.convert_weights import convert_weights
     from fastdw.commands.demo import demo
+    from fastdw.commands.detect import detect
     from fastdw.commands.doctor import doctor
     from fastdw.commands.explain import explain
     from fastdw.commands.fetch import fetch
+    from fastdw.commands.segment import segment
     from fastdw.commands.summary import summary
     from fastdw.commands.tune import tune
     from fastdw.commands.verify import verify
@@ -28,7 +31,21 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (doctor, explain, classify, demo, summary, fetch, verify, bench, tune):
+    commands = (
+        doctor,
+        explain,
+        classify,
+        detect,
+        segment,
+        fetch,
+        convert_weights,
+        demo,
+        summary,
+        verify,
+        bench,
+        tune,
+    )
+    for command in commands:
         app.command()(command)
     return app
 

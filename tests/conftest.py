@@ -1,7 +1,8 @@
-"""Fixtures of all tests: every instruction set of this machine, and outputs that start as NaN."""
+"""Fixtures of all tests: instruction sets, threads, outputs that start as NaN, the command."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -36,3 +37,21 @@ def nan_filled() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `fastdw` in this process: (exit code, stdout, stderr)."""
+    from fastdw.cli import main
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fastdw", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        code = exit_.value.code
+        out, err = capsys.readouterr()
+        return int(code or 0), out, err
+
+    return command

@@ -1,7 +1,6 @@
 """The `fastdw` command: what it prints, as tables and as JSON, and its exit codes."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,10 @@ import fastdw.models.weights
 from fastdw import native
 from fastdw.benchmark.cases import OP_CASES
 from fastdw.benchmark.models import calibrate_batch_norm
-from fastdw.cli import main
 from fastdw.commands.photos import load_photo, preprocess, shipped_photos
 from fastdw.convert import Report
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fastdw", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        code = exit_.value.code
-        out, err = capsys.readouterr()
-        return int(code or 0), out, err
-
-    return command
 
 
 @pytest.fixture(scope="module")

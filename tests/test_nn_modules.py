@@ -159,6 +159,18 @@ def test_padding(padding: Any, stride: int, training: bool) -> None:
     torch.testing.assert_close(block(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "symmetric"), [(3, 1, True), (5, 2, True), (4, 1, False)]
+)
+def test_same_at_stride_1_is_left_to_torch_where_it_is_symmetric(
+    kernel: int, dilation: int, symmetric: bool
+) -> None:
+    block = fastdw.nn.ConvBNAct(3, 4, kernel, padding="same", dilation=dilation)
+    assert (block.padding is None) == symmetric
+    assert block.conv.padding == (((kernel - 1) * dilation // 2,) * 2 if symmetric else (0, 0))
+    assert fastdw.nn.ConvBNAct(3, 4, kernel, 2, padding="same").padding == "same"
+
+
 def test_tensorflow_same_at_stride_2_is_asymmetric() -> None:
     block = fastdw.nn.ConvBNAct(3, 4, stride=2, padding="same", activation="none").eval()
     x = torch.zeros(1, 3, 6, 6)

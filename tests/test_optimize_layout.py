@@ -35,7 +35,7 @@ def test_channels_last_from_the_stem_on(name: str) -> None:
                 module.register_forward_hook(lambda _, args, y: seen.append((args[0], y)))
         maps(x)
     wide = [y for _, y in seen if y.shape[2] > 1]
-    assert len(wide) > 20
+    assert len(wide) > 10
     assert all(y.is_contiguous(memory_format=torch.channels_last) for y in wide)
 
 

@@ -53,7 +53,8 @@ def test_the_lines_of_torch_equal_the_op() -> None:
 def test_every_command_and_target_that_it_names_exists() -> None:
     from fastdw.cli import build_app
 
-    commands = {info.callback.__name__ for info in build_app().registered_commands if info.callback}
-    assert set(re.findall(r"^    fastdw (\w+)", README, re.MULTILINE)) <= commands
+    callbacks = (info.callback for info in build_app().registered_commands)
+    commands = {callback.__name__.replace("_", "-") for callback in callbacks if callback}
+    assert set(re.findall(r"^    fastdw ([\w-]+)", README, re.MULTILINE)) <= commands
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= targets

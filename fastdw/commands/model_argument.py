@@ -55,26 +55,28 @@ def create_model(name: str, **settings: Any) -> nn.Module:
 
 
 def trained_model(name: str, weights: str | None) -> nn.Module:
-    """The model that MODEL names, with the weights of --weights, in eval mode.
+    """The model that MODEL or a trained classifier's name means, with its weights, in eval mode.
 
     Raises:
         InputError: the weights are unknown, damaged, or those of another model.
     """
-    from fastdw.models import MobileNetV1, MobileNetV2
+    from fastdw.models.classifiers import CLASSIFIERS
     from fastdw.models.weights import load, read
 
-    if weights is None:
+    if weights is None and name in CLASSIFIERS:
+        weights = name
+    elif weights is None:
         if name not in HAS_DEFAULT_WEIGHTS:
             raise InputError(f"--weights: needed for {name}, untrained it knows no class")
         weights = DEFAULT_WEIGHTS
-    network = create_model(name)
+    network = CLASSIFIERS[name].build() if name in CLASSIFIERS else create_model(name)
     path = weights_file(weights)
     try:
-        if isinstance(network, MobileNetV1 | MobileNetV2):
-            load(network, path)  # renames those of torchvision and timm
+        if name in CLASSIFIERS or name.startswith("fastdw:"):
+            load(network, path)  # any format, any source that is known
         else:
             network.load_state_dict(read(path))
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         raise InputError(f"--weights: {path}: {_mismatch(error)}") from None
     return network.eval()
 

@@ -62,11 +62,16 @@ def load_photo(path: Path) -> Image.Image:
         raise InputError(f"{path}: the photo cannot be read: {one_line(error)}") from None
 
 
-def preprocess(image: Image.Image, model: Any = None, resolution: int = 224) -> torch.Tensor:
+def preprocess(
+    image: Image.Image,
+    model: Any = None,
+    resolution: int = 224,
+    statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> torch.Tensor:
     """The usual evaluation transform: shorter side to resolution * 8/7, centre crop, normalize.
 
-    timm's models carry their own mean and standard deviation (`pretrained_cfg`), others get
-    ImageNet's.
+    Mean and standard deviation are `statistics`, or those that timm's models carry
+    (`pretrained_cfg`), or ImageNet's.
 
     Returns:
         fp32 [1, 3, resolution, resolution], channels_last.
@@ -82,8 +87,8 @@ def preprocess(image: Image.Image, model: Any = None, resolution: int = 224) -> 
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     crop = resized.crop((left, top, left + resolution, top + resolution))
     config = getattr(model, "pretrained_cfg", None) or {}
-    mean = torch.tensor(config.get("mean", IMAGENET_MEAN))
-    std = torch.tensor(config.get("std", IMAGENET_STD))
+    carried = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
+    mean, std = (torch.tensor(values) for values in statistics or carried)
     pixels = torch.from_numpy(np.array(crop, dtype=np.float32))
     return ((pixels / 255 - mean) / std).permute(2, 0, 1).unsqueeze(0)
 

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fastdw import backends, native
 from fastdw.backends import DTYPE_NAMES
+from fastdw.convert.parts import PlannedParts, plan_parts
 from fastdw.convert.report import Reason, Report
 from fastdw.convert.rewrite import convert, revert
 from fastdw.convert.shape_run import input_size_of
@@ -78,9 +79,9 @@ def optimize(
     """Return a fast copy of `model` for inference; `model` stays as it is.
 
     The copy is converted (`fastdw.convert`) and, where every layer is understood, planned: one op
-    runs it from the image to the logits. Else fused blocks run between torch's own layers. The
-    result is compared with the original on `example`, a plan on another batch size too. `.report`
-    says what was done.
+    runs it from the image to the logits. Else the children that can be planned by themselves are,
+    and fused blocks run between torch's own layers. The result is compared with the original on
+    `example`, a plan on another batch size too. `.report` says what was done.
 
     Args:
         model: a module in eval mode.
@@ -121,7 +122,11 @@ def optimize(
             parameter.requires_grad_(False)
         report = convert(fast, backend=backend, strict=strict)
         network = _network(fast, report, keep_weights, backend)
-        runs += _other_batch(model, runs[0]) if report.planned else []
+        parts = PlannedParts()
+        if not report.planned:
+            parts = _planned_parts(fast, report, runs[0], dtype, backend)
+        if report.planned or (parts.names and len(runs[0][0]) == 1):
+            runs += _other_batch(model, runs[0])
         if strict and not report.planned:
             raise RuntimeError(f"{type(model).__name__} cannot be planned: {report.plan_reason}")
         message = _verify(network, report, runs, tolerance, dtype)
@@ -130,6 +135,9 @@ def optimize(
             message = _verify(network, report, runs, tolerance, dtype)
         if message and strict:
             raise RuntimeError(message)
+        if message and parts.names:
+            parts.undo()
+            message = _verify(network, report, runs, tolerance, dtype)
         if message and report.planned:
             report.planned, report.plan_reason = False, message
             del network.packed  # it may stand among the buffers of `fast`
@@ -199,6 +207,20 @@ def _network(
         return PartlyFusedNetwork(fast, backend)
     report.planned = True
     return network
+
+
+def _planned_parts(
+    fast: nn.Module, report: Report, run: _Run, dtype: torch.dtype | None, backend: str
+) -> PlannedParts:
+    """Plan what can be planned of a network that cannot be planned as a whole."""
+    inputs = _cast(run[0], dtype) if dtype else run[0]
+    try:
+        _check_plannable(fast, backend)
+        parts = plan_parts(fast, lambda: _run(fast, inputs), backend)
+    except Exception:  # no plan is possible here, or the converted forward fails: seen below
+        return PlannedParts()
+    report.planned_parts = parts.names
+    return parts
 
 
 def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:

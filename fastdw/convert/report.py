@@ -104,6 +104,7 @@ class Report:
         input_size: the (channels, height, width) that `multiply_adds` refers to, or None.
         planned: whether one op runs the whole network (`optimize` only, else None).
         plan_reason: why there is no plan, or an empty string.
+        planned_parts: the children that are planned where the whole network cannot be.
         largest_error: `max |optimized - original|` of the verification (`optimize` only).
         tolerance: what `largest_error` had to stay below (`optimize` only).
     """
@@ -112,6 +113,7 @@ class Report:
     input_size: tuple[int, int, int] | None = None
     planned: bool | None = None
     plan_reason: str = ""
+    planned_parts: list[str] = field(default_factory=list)
     largest_error: float | None = None
     tolerance: float | None = None
 
@@ -157,6 +159,7 @@ class Report:
             result["plan"] = {
                 "planned": self.planned,
                 "reason": self.plan_reason,
+                "parts": self.planned_parts,
                 "largest_error": self.largest_error,
                 "tolerance": self.tolerance,
             }
@@ -174,6 +177,8 @@ class Report:
                 if self.planned
                 else f"not planned: {self.plan_reason}"
             )
+        if self.planned_parts:
+            lines.append(f"planned by themselves: {', '.join(self.planned_parts)}")
         if self.largest_error is not None:
             lines.append(
                 f"largest difference from the original: {self.largest_error:.3g} "

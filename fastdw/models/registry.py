@@ -6,17 +6,26 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from fastdw.models.deeplab import deeplab_v3, deeplab_v3_plus
 from fastdw.models.mobilenet_v1 import mobilenet_v1
 from fastdw.models.mobilenet_v2 import mobilenet_v2
+from fastdw.models.mobilenet_v2_forms import mobilenet_v2_keras, mobilenet_v2_slim
+from fastdw.models.ssd import FORMS, ssd
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v1": mobilenet_v1,
     "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v2_keras": mobilenet_v2_keras,
+    "mobilenet_v2_slim": mobilenet_v2_slim,
+    "deeplab_v3": deeplab_v3,
+    "deeplab_v3_plus": deeplab_v3_plus,
+    **{form: partial(ssd, form) for form in FORMS},
 }
 
 

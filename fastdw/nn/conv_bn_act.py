@@ -73,6 +73,8 @@ class ConvBNAct(FusedModule):
         if padding is None:
             padding = [(k - 1) * d // 2 for k, d in zip(kernel, gaps, strict=True)]
         sides = normalize_padding(padding, kernel, strides, gaps)
+        if max(strides) == 1:  # then "same" is no matter of the input's size
+            sides = list(resolve_padding(sides, kernel, strides, gaps, kernel))
         symmetric = bool(sides) and sides[0] == sides[1] and sides[2] == sides[3]
         # Where nn.Conv2d cannot pad so, this module pads before it.
         self.padding: Padding | None = None if symmetric else tuple(sides) or "same"

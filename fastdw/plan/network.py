@@ -108,6 +108,7 @@ class PlannedNetwork(nn.Module):
         packed, self.program = pack(recording)
         device, dtype = placement(model)
         self.structure: pytree.TreeSpec = recording.structure
+        self.places = recording.places
         self.image = recording.image
         self._model: tuple[nn.Module, ...] = ()
         if keep_weights:
@@ -141,7 +142,7 @@ class PlannedNetwork(nn.Module):
             outputs = self._op(x)(x, packed, self.program)
             if self.structure.is_leaf():
                 return outputs[0]
-            return pytree.tree_unflatten(outputs, self.structure)
+            return pytree.tree_unflatten([outputs[i] for i in self.places], self.structure)
         if self._model:
             return self._model[0](x, *more, **settings)
         error = backends.BackendRefused if reason.startswith("backend") else TypeError

@@ -43,12 +43,14 @@ class Recording:
         program: the steps, without places of weights yet.
         units: the layers of each step.
         structure: how the outputs are nested.
+        places: which output of the program each of them is; one may be returned twice.
         image: what `forward` calls the image.
     """
 
     program: Program
     units: tuple[tuple[Unit, ...], ...]
     structure: pytree.TreeSpec
+    places: tuple[int, ...]
     image: str
 
 
@@ -164,9 +166,11 @@ class _Recorder:
         if len(channels) != 1:
             raise NotPlannable("the input is not used as an image")
         assert self.structure is not None
-        program = Program(channels.pop(), tuple(self.outputs), tuple(s.step for s in steps))
+        outputs = tuple(dict.fromkeys(self.outputs))
+        places = tuple(outputs.index(value) for value in self.outputs)
+        program = Program(channels.pop(), outputs, tuple(s.step for s in steps))
         units = tuple(s.units for s in steps)
-        return Recording(program, units, self.structure, self.traced.image)
+        return Recording(program, units, self.structure, places, self.traced.image)
 
     def _placeholder(self, node: fx.Node) -> None:
         if not node.users:

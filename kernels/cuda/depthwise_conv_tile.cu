@@ -244,11 +244,11 @@ KernelLaunch tile_launch(const DepthwiseParams& params, const TileShape& shape, 
   tile.strip_rows = static_cast<int32_t>(cut.strip_rows);
   tile.rows_in = static_cast<int32_t>(shape.in(cut.rows()));
   const int64_t columns_in = shape.in(cut.columns()), threads = threads_of(shape, cut);
-  tile.groups = Divisor(static_cast<uint32_t>(tiles.groups));
-  tile.chunks = Divisor(static_cast<uint32_t>(cut.chunks));
-  tile.columns_in = Divisor(static_cast<uint32_t>(columns_in));
-  tile.packs = Divisor(static_cast<uint32_t>(shape.packs(cut.chunks)));
-  tile.threads_across = Divisor(static_cast<uint32_t>(cut.across));
+  tile.groups = Divisor(tiles.groups);
+  tile.chunks = Divisor(cut.chunks);
+  tile.columns_in = Divisor(columns_in);
+  tile.packs = Divisor(shape.packs(cut.chunks));
+  tile.threads_across = Divisor(cut.across);
   tile.rows_at_once = static_cast<int32_t>(threads / (cut.chunks * columns_in));
   tile.pixel_bytes = static_cast<int32_t>(cut.chunks * kChunkBytes);
   tile.row_bytes = static_cast<int32_t>(staged_row_bytes(shape, cut));

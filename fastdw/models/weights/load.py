@@ -2,65 +2,88 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile, is_zipfile
 
-import torch
 from torch import Tensor, nn
 
-from fastdw.models.weights import timm, torchvision
+from fastdw.models.weights import caffe, keras, slim, timm, torchvision, transformers
+from fastdw.models.weights.convolution import folded_state, layers_in_order
+from fastdw.models.weights.files import WeightsFile, read_file
+from fastdw.nn import ConvBNAct
 
 StateDict = Mapping[str, Tensor]
 
+OPTIONAL = ("num_batches_tracked", "anchors")
+"""Buffers that a file may leave as they are."""
+
 
 def read(path: str | Path) -> dict[str, Tensor]:
-    """Read a ``state_dict`` saved by ``torch.save``, with ``weights_only=True``.
+    """Read the weights of a file in any format, by its own names and in its own layout.
 
-    A dict around it under the key ``"state_dict"`` or ``"model"`` is taken off.
+    A checkpoint of ``torch.save`` is read with ``weights_only=True``; a dict around its
+    ``state_dict`` under the key ``"state_dict"`` or ``"model"`` is taken off.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or truncated, or holds something else.
+        ImportError: the package that reads this format is not installed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"path: no file {str(path)!r}")
-    try:
-        _check_sums(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, BadZipFile, KeyError, ValueError) as error:
-        raise ValueError(f"path: {path} is damaged or truncated ({_first_line(error)})") from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"path: {path} is no weights file ({_first_line(error)})") from error
-    for key in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not found:
-        raise ValueError(f"path: {path} holds a {type(found).__name__}, expected a state_dict")
-    strange = [k for k, v in found.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
-    if strange:
-        raise ValueError(f"path: {path} holds {strange[0]!r}, which is no named tensor")
-    return dict(found)
+    return read_file(path).tensors
 
 
 def translate(state_dict: StateDict) -> dict[str, Tensor]:
-    """Return ``state_dict`` under our names: torchvision's and timm's MobileNets are renamed.
+    """Return ``state_dict`` under our names and in torch's layout.
+
+    Known are the MobileNets of torchvision (V2), timm, transformers, TF-slim and Keras, and the
+    SSDs of TensorFlow, face-api and Caffe.
 
     Raises:
-        ValueError: the names are none of torchvision's, timm's or ours.
+        ValueError: the names are none of these and not ours.
     """
-    for source in (torchvision, timm):
+    for source in (torchvision, timm, transformers):
         if source.recognizes(state_dict):
             return {ours: state_dict[key] for key, ours in source.renamed(state_dict).items()}
-    if "stem.conv.weight" in state_dict:
+    for origin in (slim, keras, caffe):
+        if origin.recognizes(state_dict):
+            return origin.translated(state_dict)
+    if any(name.endswith("stem.conv.weight") for name in state_dict):
         return dict(state_dict)
     shown = ", ".join(list(state_dict)[:3])
     raise ValueError(
-        "state_dict: expected a MobileNet of torchvision, timm or fastdw, got names such as "
-        f"{shown or 'none'}"
+        "state_dict: expected a MobileNet of torchvision, timm or fastdw, of transformers, "
+        f"TF-slim, Keras or Caffe, got names such as {shown or 'none'}"
     )
+
+
+def _check_conventions(model: nn.Module) -> None:
+    """Raise ValueError unless ``model`` pads and normalizes as TensorFlow's networks do."""
+    for name, module in model.named_modules():
+        if not isinstance(module, ConvBNAct):
+            continue
+        pads_both_sides = module.padding is None and max(module.conv.stride) > 1
+        if pads_both_sides or module.bn.eps != slim.EPS:
+            raise ValueError(
+                f"source: TensorFlow's weights want a model with eps={slim.EPS} and "
+                f'padding="same" (Keras\' V1: "keras_v1"); {name} is built otherwise'
+            )
+
+
+def state_for(model: nn.Module, found: WeightsFile) -> dict[str, Tensor]:
+    """Return the ``state_dict`` that a file has for ``model``.
+
+    Where the file tells the order in which convolutions run, that counts, and names do not: see
+    ``layers_in_order``.
+
+    Raises:
+        ValueError: the weights are those of another architecture, the names are unknown, or the
+            model pads or normalizes in another way than the network of the weights.
+    """
+    if found.convolutions is not None:
+        return folded_state(model, layers_in_order(model), found.convolutions)
+    if any(origin.recognizes(found.tensors) for origin in (slim, keras, transformers)):
+        _check_conventions(model)
+    return translate(found.tensors)
 
 
 def load(model: nn.Module, source: str | Path | StateDict) -> nn.Module:
@@ -68,17 +91,30 @@ def load(model: nn.Module, source: str | Path | StateDict) -> nn.Module:
 
     Args:
         model: a ``fastdw.models`` model of the same architecture.
-        source: the path of a file, or a ``state_dict``; of torchvision's ``mobilenet_v2``, timm's
-            ``mobilenetv1_*`` or ``mobilenetv2_*``, or of our own models.
+        source: the path of a file in a format that ``read_file`` knows, or a ``state_dict``; of our
+            own models or of a source that ``translate`` knows. A ``.tflite`` file may be of any
+            network whose convolutions run in the model's order.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, the names are unknown, or the weights are those of another
             architecture; the model is then unchanged.
+        ImportError: the package that reads this format is not installed.
     """
-    state_dict = translate(source if isinstance(source, Mapping) else read(source))
+    if isinstance(source, Mapping):
+        source_file = WeightsFile("state_dict", dict(source))
+    else:
+        source_file = read_file(source)
+    state_dict = state_for(model, source_file)
+    check_state(model, state_dict)
+    model.load_state_dict({**model.state_dict(), **state_dict})
+    return model
+
+
+def check_state(model: nn.Module, state_dict: StateDict) -> None:
+    """Raise ValueError unless ``state_dict`` has every weight of ``model`` in its shape."""
     own = model.state_dict()
-    optional = {name for name in own if name.endswith("num_batches_tracked")}
+    optional = {name for name in own if name.endswith(OPTIONAL)}
     if missing := sorted(own.keys() - state_dict.keys() - optional):
         raise ValueError(f"source: {len(missing)} weights are missing, the first is {missing[0]!r}")
     if unknown := sorted(state_dict.keys() - own.keys()):
@@ -88,19 +124,3 @@ def load(model: nn.Module, source: str | Path | StateDict) -> nn.Module:
             raise ValueError(
                 f"source: {name}: expected {list(own[name].shape)}, got {list(tensor.shape)}"
             )
-    model.load_state_dict({**own, **state_dict})
-    return model
-
-
-def _check_sums(path: Path) -> None:
-    """Check what ``torch.load`` does not: the checksums of a zip (0: saved without one)."""
-    if is_zipfile(path):
-        with ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.CRC:
-                    archive.read(member)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")

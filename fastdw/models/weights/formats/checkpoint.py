@@ -1,0 +1,51 @@
+"""``state_dict`` files of ``torch.save``: torchvision's, timm's, transformers' and our own."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile, is_zipfile
+
+import torch
+from torch import Tensor
+
+from fastdw.models.weights.formats.opening import damaged, existing_file
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Read a ``state_dict`` saved by ``torch.save``, with ``weights_only=True``.
+
+    A dict around it under the key ``"state_dict"`` or ``"model"`` is taken off.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or truncated, or holds something else.
+    """
+    path = existing_file(path)
+    try:
+        _check_sums(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, BadZipFile, KeyError, ValueError) as error:
+        raise damaged(path, error) from error
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"path: {path} is no weights file ({reason})") from error
+    for key in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not found:
+        raise ValueError(f"path: {path} holds a {type(found).__name__}, expected a state_dict")
+    strange = [k for k, v in found.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
+    if strange:
+        raise ValueError(f"path: {path} holds {strange[0]!r}, which is no named tensor")
+    return dict(found)
+
+
+def _check_sums(path: Path) -> None:
+    """Check what ``torch.load`` does not: the checksums of a zip (0: saved without one)."""
+    if is_zipfile(path):
+        with ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.CRC:
+                    archive.read(member)
