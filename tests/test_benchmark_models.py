@@ -178,6 +178,14 @@ def test_markdown_shows_the_newest_times_and_the_ratio_to_the_best(tmp_path: Pat
     assert lines[5] == "| `fastdw:mobilenet_v1` 224 | 1 | 32 | wrong | 30.00 | - | - |"
 
 
+def test_markdown_names_the_commits_of_all_rows_that_it_shows(tmp_path: Path) -> None:
+    path = tmp_path / "models.csv"
+    for day, commit, batch in (("01", "old", 1), ("01", "old", 32), ("02", "new", 1)):
+        environment = {**ENVIRONMENT, "commit": commit, "date": f"2026-01-{day}"}
+        report.append_csv(path, results_of({"fastdw": 5.0}, batch=batch), environment, "avx512")
+    assert "commit old, new, " in report.markdown_table(report.read_csv([path])).splitlines()[0]
+
+
 def with_peak(result: Result) -> Result:
     return replace(result, multiply_adds=400_000_000, peak_gflops=200.0)
 

@@ -159,9 +159,10 @@ def markdown_table(rows: Sequence[dict[str, str]]) -> str:
     lines = []
     for cpu in dict.fromkeys(key[0] for key in cases):
         own = {key: providers for key, providers in cases.items() if key[0] == cpu}
-        last = max((row for found in own.values() for row in found.values()), key=_date)
+        all_rows = sorted((row for found in own.values() for row in found.values()), key=_date)
+        last, commits = all_rows[-1], list(dict.fromkeys(row["commit"] for row in all_rows))
         lines += [
-            f"{cpu}, {last['isa']}, torch {last['torch']}, commit {last['commit']}, "
+            f"{cpu}, {last['isa']}, torch {last['torch']}, commit {', '.join(commits)}, "
             f"{last['date'][:10]}; milliseconds a batch, medians, fp32 (share of the fp32 peak of "
             "these threads, measured in the same rounds); `make bench`:",
             "",
