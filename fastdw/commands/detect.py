@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,9 @@ import typer
 from rich.table import Table
 
 from fastdw.commands.demo import compare_times, times_table
-from fastdw.commands.model_argument import weights_file
-from fastdw.commands.output import AsJson, InputError, emit, one_line, stderr
-from fastdw.commands.photos import load_photo
+from fastdw.commands.model_argument import loaded, named
+from fastdw.commands.output import AsJson, InputError, emit, stderr
+from fastdw.commands.photos import load_photo, save_picture, write_label
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +68,7 @@ def detect(
         found = in_pixels(network.detections(got, threshold)[0], image, detector)
         differences = compared(network, expected, got)
     out = out or Path(f"{photo.stem}-detected.png")
-    _save(drawn(image, found), out)
+    save_picture(drawn(image, found), out, "--out")
     answer = {
         "model": model,
         "photo": str(photo),
@@ -95,22 +94,11 @@ def trained_detector(name: str, weights: str | None) -> tuple[Detector, SSD]:
         InputError: no detector of that name, or its weights are damaged or those of another.
     """
     from fastdw.models.detectors import DETECTORS
-    from fastdw.models.weights import load
 
-    if name not in DETECTORS:
-        near = difflib.get_close_matches(name, DETECTORS, n=1) or DETECTORS
-        raise InputError(f"--model: no detector called {name!r}: did you mean {' or '.join(near)}?")
-    detector = DETECTORS[name]
+    detector = named(name, DETECTORS, "detector")
     if weights is None and not detector.published:
         raise InputError(f"--weights: needed for {name}: no registry's package has any")
-    path = weights_file(weights or name)
-    network = detector.build().eval()
-    try:
-        load(network, path)
-    except (ValueError, ImportError, OSError) as error:
-        message = one_line(error).removeprefix("path: ").removeprefix("source: ")
-        raise InputError(f"--weights: {message}") from None
-    return detector, network
+    return detector, loaded(detector.build, weights or name)
 
 
 def detector_input(image: Image.Image, detector: Detector, size: int) -> torch.Tensor:
@@ -182,20 +170,8 @@ def drawn(image: Image.Image, found: Sequence[dict[str, Any]]) -> Image.Image:
         pen.rectangle((left, top, right, bottom), outline=colour, width=width)
         text = f"{entry['label']} {entry['score']:.2f}"
         corner = (left + width, max(0.0, top - 1.4 * text_size))
-        ground = pen.textbbox(corner, text, font_size=text_size)
-        pen.rectangle(
-            (ground[0] - width, ground[1] - width, ground[2] + width, ground[3] + width),
-            fill=colour,
-        )
-        pen.text(corner, text, fill="white", font_size=text_size)
+        write_label(pen, corner, text, text_size, colour, margin=width)
     return picture
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    try:
-        image.save(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--out: {path} cannot be written: {one_line(error)}") from None
 
 
 def _table(answer: dict[str, Any]) -> Table:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -13,6 +15,9 @@ from fastdw.commands.output import InputError, one_line, stderr
 
 if TYPE_CHECKING:
     from torch import nn
+
+T = TypeVar("T")
+M = TypeVar("M", bound="nn.Module")
 
 DEFAULT_MODEL = "torchvision:mobilenet_v2"
 DEFAULT_WEIGHTS = "mobilenet-v2-imagenet"
@@ -78,6 +83,36 @@ def trained_model(name: str, weights: str | None) -> nn.Module:
             network.load_state_dict(read(path))
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         raise InputError(f"--weights: {path}: {_mismatch(error)}") from None
+    return network.eval()
+
+
+def named(name: str, known: Mapping[str, T], kind: str) -> T:
+    """What --model names among those that are known.
+
+    Raises:
+        InputError: none of that name; says which is nearest.
+    """
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1) or known
+        raise InputError(f"--model: no {kind} called {name!r}: did you mean {' or '.join(near)}?")
+    return known[name]
+
+
+def loaded(build: Callable[[], M], weights: str) -> M:
+    """A network with the weights of a file, or of a name that is known, in eval mode.
+
+    Raises:
+        InputError: the weights are unknown, damaged, or those of another network.
+    """
+    from fastdw.models.weights import load
+
+    path = weights_file(weights)
+    network = build()
+    try:
+        load(network, path)
+    except (ValueError, ImportError, OSError) as error:
+        message = one_line(error).removeprefix("path: ").removeprefix("source: ")
+        raise InputError(f"--weights: {message}") from None
     return network.eval()
 
 

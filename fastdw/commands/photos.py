@@ -1,4 +1,4 @@
-"""Photos in, class names out: what `classify` and `demo` share."""
+"""Photos in, class names and pictures out: what the commands about photos share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastdw.commands.output import InputError, one_line
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
+    from PIL import Image, ImageDraw
 
 SHIPPED = {
     "skimage": [
@@ -60,6 +60,32 @@ def load_photo(path: Path) -> Image.Image:
         raise InputError(f"{path}: not a photo: no image format that Pillow knows") from None
     except Exception as error:  # Pillow's decoders raise whatever their format's code raises
         raise InputError(f"{path}: the photo cannot be read: {one_line(error)}") from None
+
+
+def save_picture(picture: Image.Image, path: Path, option: str) -> None:
+    """Write a picture in the format that its name ends with.
+
+    Raises:
+        InputError: it cannot be written; begins with the option that named it.
+    """
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{option}: {path} cannot be written: {one_line(error)}") from None
+
+
+def write_label(
+    pen: ImageDraw.ImageDraw,
+    corner: tuple[float, float],
+    text: str,
+    size: int,
+    ground: str | tuple[int, int, int],
+    margin: int,
+) -> None:
+    """White text on a ground that is a margin larger; `corner`: the text's upper left."""
+    left, top, right, bottom = pen.textbbox(corner, text, font_size=size)
+    pen.rectangle((left - margin, top - margin, right + margin, bottom + margin), fill=ground)
+    pen.text(corner, text, fill="white", font_size=size)
 
 
 def preprocess(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,9 @@ import typer
 from rich.table import Table
 
 from fastdw.commands.demo import TOLERANCE, compare_times, times_table
-from fastdw.commands.model_argument import weights_file
-from fastdw.commands.output import AsJson, InputError, emit, one_line, stderr
-from fastdw.commands.photos import load_photo
+from fastdw.commands.model_argument import loaded, named
+from fastdw.commands.output import AsJson, InputError, emit, stderr
+from fastdw.commands.photos import load_photo, save_picture, write_label
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,9 +69,9 @@ def segment(
         expected, got = stock(x), fast(x)
     numbers = at_size_of(image, got[0, :, : shown[1], : shown[0]].argmax(0))
     out = out or Path(f"{photo.stem}-segmented.png")
-    _save(overlaid(image, numbers, segmenter.classes), out, "--out")
+    save_picture(overlaid(image, numbers, segmenter.classes), out, "--out")
     if mask is not None:
-        _save(Image.fromarray(numbers), mask, "--mask")
+        save_picture(Image.fromarray(numbers), mask, "--mask")
     answer = {
         "model": model,
         "photo": str(photo),
@@ -99,18 +98,9 @@ def trained_segmenter(name: str, weights: str | None) -> tuple[Segmenter, nn.Mod
         InputError: no network of that name, or its weights are damaged or those of another.
     """
     from fastdw.models.segmenters import SEGMENTERS
-    from fastdw.models.weights import load
 
-    if name not in SEGMENTERS:
-        near = difflib.get_close_matches(name, SEGMENTERS, n=1) or SEGMENTERS
-        raise InputError(f"--model: no network called {name!r}: did you mean {' or '.join(near)}?")
-    segmenter = SEGMENTERS[name]
-    path = weights_file(weights or name)
-    try:
-        return segmenter, load(segmenter.build(), path).eval()
-    except (ValueError, ImportError, OSError) as error:
-        message = one_line(error).removeprefix("path: ").removeprefix("source: ")
-        raise InputError(f"--weights: {message}") from None
+    segmenter = named(name, SEGMENTERS, "network")
+    return segmenter, loaded(segmenter.build, weights or name)
 
 
 def letterbox(
@@ -204,19 +194,8 @@ def overlaid(image: Image.Image, numbers: np.ndarray, classes: Sequence[str]) ->
     for row, entry in enumerate(found):
         corner = (line // 2, line // 2 + row * line * 3 // 2)
         text = f"{entry['label']} {entry['share']:.1%}"
-        left, top, right, bottom = pen.textbbox(corner, text, font_size=line)
-        margin = line // 6
-        box = (left - margin, top - margin, right + margin, bottom + margin)
-        pen.rectangle(box, fill=class_colour(entry["index"]))
-        pen.text(corner, text, fill="white", font_size=line)
+        write_label(pen, corner, text, line, class_colour(entry["index"]), margin=line // 6)
     return drawn
-
-
-def _save(image: Image.Image, path: Path, option: str) -> None:
-    try:
-        image.save(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{option}: {path} cannot be written: {one_line(error)}") from None
 
 
 def _table(answer: dict[str, Any]) -> Table:

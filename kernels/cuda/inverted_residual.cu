@@ -34,22 +34,17 @@ struct Sizes {
         expand_depth(params.expand_weight != nullptr ? x_pitch - lanes : 0) {}
 };
 
-// Pixels of x along one side that tiles of `length` outputs read, added up over the tiles, and by
-// the largest of them.
-struct Reads {
-  int64_t sum = 0, most = 0;
-
-  Reads(int64_t size, int64_t size_out, int64_t length, int64_t kernel, int64_t stride,
-        int64_t dilation, int64_t pad) {
-    const int64_t span = (length - 1) * stride + (kernel - 1) * dilation + 1;
-    for (int64_t first = 0; first < size_out; first += length) {
-      const int64_t from = first * stride - pad;
-      const int64_t pixels = larger(0, smaller(from + span, size) - larger(from, 0));
-      sum += pixels;
-      most = larger(most, pixels);
-    }
+// Pixels of x along one side that the largest tile of `length` outputs reads.
+int64_t most_read(int64_t size, int64_t size_out, int64_t length, int64_t kernel, int64_t stride,
+                  int64_t dilation, int64_t pad) {
+  const int64_t span = (length - 1) * stride + (kernel - 1) * dilation + 1;
+  int64_t most = 0;
+  for (int64_t first = 0; first < size_out; first += length) {
+    const int64_t from = first * stride - pad;
+    most = larger(most, smaller(from + span, size) - larger(from, 0));
   }
-};
+  return most;
+}
 
 struct Candidate {
   BlockVariant variant;
@@ -84,10 +79,10 @@ bool place_pixels(const Params& params, const Sizes& sizes, int64_t images, int6
   const Window& window = params.window;
   BlockTiling& tiling = candidate.tiling;
   if (images * rows * columns > candidate.variant.rows) return false;
-  const Reads down(params.height, params.height_out, rows, window.kernel_h, window.stride_h,
-                   window.dilation_h, window.pad_top);
-  const Reads across(params.width, params.width_out, columns, window.kernel_w, window.stride_w,
-                     window.dilation_w, window.pad_left);
+  const int64_t down = most_read(params.height, params.height_out, rows, window.kernel_h,
+                                 window.stride_h, window.dilation_h, window.pad_top);
+  const int64_t across = most_read(params.width, params.width_out, columns, window.kernel_w,
+                                   window.stride_w, window.dilation_w, window.pad_left);
   const int64_t window_rows = (rows - 1) * window.stride_h +
                               (window.kernel_h - 1) * window.dilation_h + 1;
   const int64_t reach = (window.kernel_w - 1) * window.dilation_w + 1;
@@ -103,7 +98,7 @@ bool place_pixels(const Params& params, const Sizes& sizes, int64_t images, int6
   tiling.window_columns = static_cast<int>((columns - 1) * window.stride_w + reach);
   tiling.pitch = static_cast<int>(pitch);
   spread_rows(params, sizes, tiling);
-  tiling.pixels_in = static_cast<int>(round_up(images * down.most * across.most, kWarpTileRows));
+  tiling.pixels_in = static_cast<int>(round_up(images * down * across, kWarpTileRows));
   tiling.pixels_out = static_cast<int>(round_up(images * rows * columns, kWarpTileRows));
   return true;
 }

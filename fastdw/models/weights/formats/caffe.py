@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdw.models.weights.formats.opening import damaged, existing_file
-from fastdw.models.weights.formats.protobuf_schema import Schema, message_classes
+from fastdw.models.weights.formats.opening import existing_file
+from fastdw.models.weights.formats.protobuf_schema import Schema, message_classes, parse_file
 
 # The fields of caffe.proto that hold weights; V1LayerParameter is what Caffe wrote until 2014.
 SCHEMA: Schema = {
@@ -44,10 +44,7 @@ def read_caffe(path: str | Path) -> dict[str, Tensor]:
     """
     path = existing_file(path)
     network = message_classes("fastdw.caffe", SCHEMA)["NetParameter"]()
-    try:
-        network.ParseFromString(path.read_bytes())
-    except Exception as error:  # DecodeError, whose class depends on protobuf's implementation
-        raise damaged(path, error) from error
+    parse_file(network, path)
     tensors = {}
     for layer in (*network.layers, *network.layer):
         for number, blob in enumerate(layer.blobs):

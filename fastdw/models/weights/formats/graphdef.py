@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdw.models.weights.formats.opening import damaged, existing_file
-from fastdw.models.weights.formats.protobuf_schema import Schema, message_classes
+from fastdw.models.weights.formats.opening import existing_file
+from fastdw.models.weights.formats.protobuf_schema import Schema, message_classes, parse_file
 from fastdw.models.weights.formats.tensorflow_types import FLOATING, SHAPE_SCHEMA
 
 # The fields of tensorflow/core/framework/{graph,node_def,attr_value,tensor}.proto that
@@ -59,10 +59,7 @@ def read_graphdef(path: str | Path) -> FrozenGraph:
     """
     path = existing_file(path)
     graph = message_classes("fastdw.graphdef", SCHEMA)["GraphDef"]()
-    try:
-        graph.ParseFromString(path.read_bytes())
-    except Exception as error:  # DecodeError, whose class depends on protobuf's implementation
-        raise damaged(path, error) from error
+    parse_file(graph, path)
     tensors, paddings = {}, set()
     for node in graph.node:
         if node.op == "Const" and node.attr["value"].tensor.dtype in FLOATING:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from fastdw.models.weights.formats.opening import damaged
 
 Schema = Mapping[str, Mapping[str, tuple[int, str]]]
 """Message -> field -> (number, type): a scalar of protobuf or a message, ``*`` after a repeated
@@ -56,3 +59,15 @@ def message_classes(package: str, schema: Schema) -> dict[str, Any]:
         name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}"))
         for name in schema
     }
+
+
+def parse_file(message: Any, path: Path) -> None:
+    """Fill a message with a whole file.
+
+    Raises:
+        ValueError: the file is damaged or truncated.
+    """
+    try:
+        message.ParseFromString(path.read_bytes())
+    except Exception as error:  # DecodeError, whose class depends on protobuf's implementation
+        raise damaged(path, error) from error
