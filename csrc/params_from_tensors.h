@@ -9,6 +9,7 @@
 #include <limits>
 #include <utility>
 
+#include "csrc/new_tensor.h"
 #include "csrc/tensor_checks.h"
 #include "kernels/params.h"
 
@@ -83,9 +84,7 @@ class OutputImages {
       : dtype_(x.scalar_type()), channels_last_(channels_last) {
     // Of one channel or one pixel both layouts are the same memory, but torch's strides differ.
     const bool nhwc = channels_last || (channels != 1 && height * width != 1);
-    images_ = torch::stable::empty({x.size(0), channels, height, width}, kernel_dtype,
-                                   std::nullopt, x.device(), std::nullopt,
-                                   nhwc ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    images_ = new_tensor({x.size(0), channels, height, width}, kernel_dtype, nhwc, x.device());
   }
 
   int64_t channels() const { return images_.size(1); }

@@ -18,10 +18,10 @@ Tensor classifier_head_packed(const Tensor& x, const Tensor& packed, int64_t cha
   linear.batch = batch;
   linear.channels_in = shape.channels_in;
   linear.channels_out = channels_out;
-  Tensor y = torch::stable::empty({batch, channels_out}, ScalarType::Float);
+  Tensor y = new_tensor({batch, channels_out}, ScalarType::Float);
   if (batch > 0) {
     const Tensor images = to_float_nhwc(x);
-    const Tensor means = torch::stable::empty({batch, shape.channels_in}, ScalarType::Float);
+    const Tensor means = new_tensor({batch, shape.channels_in}, ScalarType::Float);
     GlobalPoolParams pool{};
     pool.x = float_data(images);
     pool.y = static_cast<float*>(means.mutable_data_ptr());

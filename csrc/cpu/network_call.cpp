@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "csrc/cpu/worker_team.h"
+#include "csrc/new_tensor.h"
 #include "csrc/parallel_units.h"
 #include "csrc/params_from_tensors.h"
 
@@ -149,9 +150,8 @@ BlobWeights NetworkCall::weights_at(const PlanBlob& blob) const {
 
 Tensor NetworkCall::empty_output(const PlanValue& value) const {
   const int64_t batch = schedule_.batch;
-  if (value.is_vector) return torch::stable::empty({batch, value.channels}, ScalarType::Float);
-  return torch::stable::empty({batch, value.channels, value.height, value.width}, ScalarType::Float,
-                              std::nullopt, std::nullopt, std::nullopt, MemoryFormat::ChannelsLast);
+  if (value.is_vector) return new_tensor({batch, value.channels}, ScalarType::Float);
+  return new_tensor({batch, value.channels, value.height, value.width}, ScalarType::Float, true);
 }
 
 float* NetworkCall::address(int index, const ImageGroup& group) const {

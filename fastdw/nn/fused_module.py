@@ -300,9 +300,7 @@ def is_transformed() -> bool:
     """Say whether a functorch transform or forward-mode AD is active: neither sees into an op."""
     if torch.compiler.is_compiling():
         return False
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    )
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _ignores_training(module: nn.Module) -> bool:

@@ -108,6 +108,7 @@ class PlannedNetwork(nn.Module):
         packed, self.program = pack(recording)
         device, dtype = placement(model)
         self.structure: pytree.TreeSpec = recording.structure
+        self._returns_tensor = self.structure.is_leaf()
         self.places = recording.places
         self.image = recording.image
         self._model: tuple[nn.Module, ...] = ()
@@ -134,13 +135,13 @@ class PlannedNetwork(nn.Module):
         """
         if x is None:
             x = settings.pop(self.image, None)
-        packed = self.packed
+        packed: Any = self._buffers["packed"]  # at once: self.packed goes by __getattr__
         reason = self._refusal(x, packed)
         if more or settings:
             reason = "expected the image and nothing else"
         if reason is None:
             outputs = self._op(x)(x, packed, self.program)
-            if self.structure.is_leaf():
+            if self._returns_tensor:
                 return outputs[0]
             return pytree.tree_unflatten([outputs[i] for i in self.places], self.structure)
         if self._model:
@@ -157,7 +158,7 @@ class PlannedNetwork(nn.Module):
         if x.dtype is not self.dtype:
             wanted, got = (backends.DTYPE_NAMES.get(d, str(d)) for d in (self.dtype, x.dtype))
             return f"x: expected {wanted}, got {got}"
-        if x.device != packed.device:
+        if not (x.is_cpu and packed.is_cpu) and x.device != packed.device:
             return f"x: expected a tensor on {packed.device}, got one on {x.device}"
         if not x.is_cpu and not self._on_gpu:
             return f"x: no planned network runs on {x.device}: {gpu_reason(self.backend)}"
@@ -168,15 +169,13 @@ class PlannedNetwork(nn.Module):
             return None
         return f"backend: {backend} has no planned network" + " on the CPU" * (backend == "triton")
 
-    @property
-    def _on_gpu(self) -> bool:
-        return " target=cuda_" in self.program
-
     def _backend_in_use(self) -> str:
         return backends.current_backend() if self.backend == "auto" else self.backend
 
     def _op(self, x: Tensor) -> Any:
         """The op that runs the packed weights."""
+        if not self._on_gpu:
+            return torch.ops.fastdw.planned_network.default
         backend = self._backend_in_use()
         if backend == "auto" and x.is_cuda and native.cuda_reason(x.device.index) is not None:
             backend = "triton"
@@ -208,6 +207,7 @@ class PlannedNetwork(nn.Module):
         now = parse_program(self.program).target
         target = CPU if dtype is None else packed_layout.target_name(dtype)
         self.dtype = torch.float32 if dtype is None else dtype
+        self._on_gpu = dtype is not None
         if now == target:
             return
         device, packed = self.packed.device, self.packed
