@@ -85,6 +85,10 @@ class Fields {
     return parse_activation((where_ + ": " + key).c_str(), std::string(text(key)));
   }
 
+  Activation linear_activation(const char* key) {
+    return parse_linear_activation((where_ + ": " + key).c_str(), std::string(text(key)));
+  }
+
   bool flag(std::string_view key) {
     const std::string_view value = text(key);
     FASTDW_CHECK(value == "0" || value == "1", where_, ": ", key, ": expected 0 or 1, got \"",
@@ -190,6 +194,7 @@ class ProgramParser {
       step.blob_kind = BlobKind::pointwise_conv;
       const std::string_view residual = fields.text("residual");
       if (residual != "-") step.residual = find_value(step.where + ": residual", residual);
+      if (fields.has("gate")) step.gate = find_value(step.where + ": gate", fields.text("gate"));
       step.activation = fields.activation("activation");
     } else if (name == "separable_block") {
       step.kind = StepKind::block;
@@ -214,6 +219,7 @@ class ProgramParser {
     } else if (name == "classifier_head") {
       step.kind = StepKind::linear;
       step.blob_kind = BlobKind::classifier_head;
+      if (fields.has("activation")) step.activation = fields.linear_activation("activation");
     } else {
       fail(step.where, ": unknown step");
     }
@@ -240,6 +246,11 @@ class ProgramParser {
                  step.shape.channels_in, " channels, got ", input.channels);
     FASTDW_CHECK(!input.is_vector || step.kind == StepKind::linear, step.where,
                  ": in: expected images, got [batch, channels]");
+    if (step.gate != kNoValue) {
+      const ProgramValue& gate = program_.values[step.gate];
+      FASTDW_CHECK(gate.channels == step.shape.channels_in && gate.is_vector, step.where,
+                   ": gate: expected [batch, ", step.shape.channels_in, "]");
+    }
     if (step.residual == kNoValue) return;
     const ProgramValue& residual = program_.values[step.residual];
     FASTDW_CHECK(residual.channels == step.shape.channels_out && !residual.is_vector, step.where,
@@ -270,6 +281,11 @@ class ProgramParser {
 };
 
 }  // namespace
+
+bool is_for_cpu_alone(const ProgramStep& step) {
+  const bool activates = step.kind == StepKind::linear && step.activation != Activation::none;
+  return step.gate != kNoValue || activates;
+}
 
 Program parse_program(const std::string& text) { return ProgramParser(text).parse(); }
 

@@ -22,6 +22,7 @@ struct ProgramStep {
   std::string where;  // "program: line 3: stem_conv", for messages
   int64_t text_step = 0;  // which step of the text, from 0
   int input = kNoValue, output = kNoValue, residual = kNoValue;
+  int gate = kNoValue;  // pointwise_conv: multiplies the input, channel by channel
   BlobKind blob_kind{};
   BlobShape shape;
   int64_t weights_offset = 0;
@@ -47,6 +48,9 @@ struct Program {
 };
 
 Program parse_program(const std::string& text);
+
+// Whether a step computes more than the CUDA kernels can: a gate, or a linear layer's activation.
+bool is_for_cpu_alone(const ProgramStep& step);
 
 // From a bounded cache; the same text gives the same object as long as somebody holds it.
 std::shared_ptr<const Program> find_program(const std::string& text);

@@ -39,6 +39,7 @@ const char* smallest_cache_of(int64_t bytes) {
 const char* kind_of(const PlanStep& step) {
   if (std::holds_alternative<GlobalPoolParams>(step.params)) return "global_pool";
   if (std::holds_alternative<StemBlockParams>(step.params)) return "stem_block";
+  if (step.has_stem_blob()) return "expand_depthwise";
   switch (step.blob.kind) {
     case BlobKind::depthwise_conv: return "depthwise_conv";
     case BlobKind::pointwise_conv: return "pointwise_conv";
@@ -147,7 +148,7 @@ class Explanation {
 
   static int64_t bytes_of(const PlanStep& step) {
     const int64_t own = blob_bytes(step.blob.kind, step.blob.shape);
-    if (!std::holds_alternative<StemBlockParams>(step.params)) return own;
+    if (!step.has_stem_blob()) return own;
     return own + blob_bytes(step.stem_blob.kind, step.stem_blob.shape);
   }
 

@@ -37,6 +37,10 @@ template <class Params>
 void set_weights(Params& params, const BlobWeights& own, const BlobWeights&) {
   set_weights(params, own);
 }
+void set_weights(InvertedResidualParams& params, const BlobWeights& own, const BlobWeights& stem) {
+  set_weights(params, own);
+  if (!params.has_project) params.expand = stem.pointwise;
+}
 void set_weights(StemBlockParams& params, const BlobWeights& own, const BlobWeights& stem) {
   set_weights(params.stem, stem);
   set_weights(params.block, own);
@@ -51,6 +55,12 @@ void set_input(Params& params, const float* x) {
 void set_partial_sums(InvertedResidualParams& params, float* sums) { params.partial_sums = sums; }
 template <class Params>
 void set_partial_sums(Params&, float*) {}
+
+void set_row_sums(DepthwiseParams& params, float* sums) { params.row_sums = sums; }
+void set_row_sums(InvertedResidualParams& params, float* sums) { params.row_sums = sums; }
+void set_row_sums(StemBlockParams& params, float* sums) { params.block.row_sums = sums; }
+template <class Params>
+void set_row_sums(Params&, float*) {}
 
 void set_output(StemBlockParams& params, float* y) { params.block.y = y; }
 template <class Params>
@@ -133,8 +143,7 @@ std::vector<NetworkCall::StepWeights> NetworkCall::find_weights(
     const PlanStep& step = steps[index];
     if (std::holds_alternative<GlobalPoolParams>(step.params)) continue;
     found[index].own = weights_at(step.blob);
-    if (std::holds_alternative<StemBlockParams>(step.params))
-      found[index].stem = weights_at(step.stem_blob);
+    if (step.has_stem_blob()) found[index].stem = weights_at(step.stem_blob);
   }
   return found;
 }
@@ -178,8 +187,11 @@ void NetworkCall::run_part(const PlanStep& step, const StepWeights& weights,
     set_output(params, address(step.output, group));
     if (step.partial_sums != kNoValue)
       set_partial_sums(params, address(step.partial_sums, group));
-    if constexpr (std::is_same_v<std::decay_t<decltype(params)>, PointwiseParams>)
+    if (step.row_sums != kNoValue) set_row_sums(params, address(step.row_sums, group));
+    if constexpr (std::is_same_v<std::decay_t<decltype(params)>, PointwiseParams>) {
       params.residual = step.residual == kNoValue ? nullptr : address(step.residual, group);
+      params.gate = step.gate == kNoValue ? nullptr : address(step.gate, group);
+    }
     const UnitRange range = units_of_part(params.units(), part, parts);
     if (range.begin < range.end) kernel.run(params, range.begin, range.end, scratch);
   });

@@ -7,6 +7,7 @@
 #include "csrc/arena_placement.h"
 #include "csrc/cpu/chosen_blocking.h"
 #include "csrc/cpu/hidden_shares.h"
+#include "csrc/cpu/step_fusion.h"
 #include "csrc/params_from_tensors.h"
 #include "csrc/reusable_buffer.h"
 
@@ -32,8 +33,10 @@ class Planner {
     plan_->outputs = program_.outputs;
     plan_->text_steps = program_.lines;
     set_value(kNetworkInput, plan_->height, plan_->width);
+    find_gates();
     for (const ProgramStep& step : program_.steps) add(step);
-    fuse_stem();
+    fuse_steps(*plan_);
+    pool_row_sums(*plan_);
     share_hidden_channels();
     for (const ChosenBlocking& chosen : chosen_blockings()) block_as(chosen);
     place_values();
@@ -51,6 +54,15 @@ class Planner {
     result.height = height;
     result.width = width;
     result.floats = checked_product("x", {result.channels, height, width});
+  }
+
+  // The vectors that an image's own steps read: gates, and what they are computed from.
+  void find_gates() {
+    gates_.assign(program_.values.size(), false);
+    for (auto step = program_.steps.rbegin(); step != program_.steps.rend(); ++step) {
+      if (step->gate != kNoValue) gates_[step->gate] = true;
+      if (step->kind == StepKind::linear && gates_[step->output]) gates_[step->input] = true;
+    }
   }
 
   void add(const ProgramStep& step) {
@@ -78,13 +90,14 @@ class Planner {
                    residual.height, "x", residual.width);
       if (step.residual == kNetworkInput) plan_->reads_planes = false;
     }
-    auto& steps = step.kind == StepKind::linear ? plan_->batch_steps : plan_->image_steps;
+    const bool whole_batch = step.kind == StepKind::linear && !gates_[step.output];
+    auto& steps = whole_batch ? plan_->batch_steps : plan_->image_steps;
     const double before = plan_->multiply_adds;
     const StepParams params = params_of(step, sampling);
     const bool is_pool = step.kind == StepKind::global_pool;  // it only adds
     const PlanBlob blob{step.blob_kind, step.shape, step.weights_offset};
     const double multiply_adds = is_pool ? 0.0 : plan_->multiply_adds - before;
-    steps.push_back({params, step.input, step.output, step.residual, kNoValue, blob, {},
+    steps.push_back({params, step.input, step.output, step.residual, step.gate, kNoValue, blob, {},
                      step.text_step, step.text_step, multiply_adds});
   }
 
@@ -118,13 +131,14 @@ class Planner {
         params.channels_in = input.channels;
         params.channels_out = output.channels;
         params.activation = step.activation;
+        params.has_gate = step.gate != kNoValue;
         return params;
       }
       case StepKind::block: return block_params_of(step, sampling);
       case StepKind::global_pool: {
         plan_->multiply_adds += input.floats;
         GlobalPoolParams params{};
-        params.pixels = input.height * input.width;
+        params.pixels = params.divisor = input.height * input.width;
         params.channels = input.channels;
         return params;
       }
@@ -134,6 +148,7 @@ class Planner {
     LinearParams params{};
     params.channels_in = input.channels;
     params.channels_out = output.channels;
+    params.activation = step.activation;
     return params;
   }
 
@@ -171,36 +186,6 @@ class Planner {
     params.window = sampling.window;
   }
 
-  // A stem and the block without expansion behind it become one step, if nothing else reads what
-  // the stem gives.
-  void fuse_stem() {
-    std::vector<PlanStep>& steps = plan_->image_steps;
-    if (steps.size() < 2 || !is_stem_of(steps[0], steps[1])) return;
-    PlanStep fused = steps[1];
-    const auto& stem = std::get<StemParams>(steps[0].params);
-    auto block = std::get<InvertedResidualParams>(steps[1].params);
-    block.has_expand = true;  // by the stem
-    fused.params = StemBlockParams{stem, block};
-    fused.input = steps[0].input;
-    fused.stem_blob = steps[0].blob;
-    fused.first_text_step = steps[0].first_text_step;
-    fused.multiply_adds += steps[0].multiply_adds;
-    steps.erase(steps.begin());
-    steps.front() = fused;
-  }
-
-  bool is_stem_of(const PlanStep& stem, const PlanStep& next) const {
-    const auto* block = std::get_if<InvertedResidualParams>(&next.params);
-    if (!std::holds_alternative<StemParams>(stem.params) || block == nullptr) return false;
-    if (block->has_expand || block->residual || next.input != stem.output) return false;
-    const auto& outputs = plan_->outputs;
-    int readers = std::count(outputs.begin(), outputs.end(), stem.output);
-    for (const auto* steps : {&plan_->image_steps, &plan_->batch_steps})
-      for (const PlanStep& step : *steps)
-        readers += (step.input == stem.output) + (step.residual == stem.output);
-    return readers == 1;
-  }
-
   // Where two workers would take unequal work by rows, and the rounds that follow from it.
   void share_hidden_channels() {
     const int64_t steps = plan_->image_steps.size();
@@ -210,7 +195,7 @@ class Planner {
       auto* block = std::get_if<InvertedResidualParams>(&step.params);
       if (block == nullptr) continue;
       block->hidden_shares = hidden_shares_of(*block);
-      if (block->hidden_shares == 1) continue;
+      if (block->hidden_shares == 1 || !block->has_project) continue;
       plan_->image_rounds.push_back({index, true});
       step.partial_sums = static_cast<int>(plan_->values.size());
       PlanValue sums = value(step.output);
@@ -245,6 +230,7 @@ class Planner {
   // Values in the arena are blocked, except those that a stem reads.
   Layout layout_of(int index) const {
     const PlanValue& placed = plan_->values[index];
+    if (placed.is_row_sums) return row_sums_layout(placed.channels, placed.height);
     const int64_t pixels = placed.height * placed.width;
     bool blocked = placed.place == PlanValue::Place::arena;
     for (const PlanStep& step : plan_->image_steps)
@@ -306,7 +292,7 @@ class Planner {
     for (int step = 0; step < steps; ++step) {
       arena.begin_step(step);
       const PlanStep& writer = plan_->image_steps[step];
-      for (const int index : {writer.output, writer.partial_sums})
+      for (const int index : {writer.output, writer.partial_sums, writer.row_sums})
         if (index != kNoValue && value(index).place == PlanValue::Place::arena)
           value(index).offset =
               arena.place(value(index).layout.image, std::max(last_read[index], step));
@@ -315,6 +301,7 @@ class Planner {
   }
 
   Program program_;
+  std::vector<bool> gates_;
   std::shared_ptr<NetworkPlan> plan_;
 };
 

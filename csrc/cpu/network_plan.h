@@ -27,12 +27,19 @@ struct PlanBlob {
 // Parameters of one image; the batch and the pointers are filled in by the call.
 struct PlanStep {
   StepParams params;
-  int input, output, residual;
+  int input, output, residual, gate;
   int partial_sums;    // of a block that is shared by hidden channels, else kNoValue
   PlanBlob blob;       // no weights: global_pool
-  PlanBlob stem_blob;  // of a StemBlockParams beside the block's
+  PlanBlob stem_blob;  // of what stands before the block: a StemBlockParams' stem, or an expansion
   int64_t first_text_step, last_text_step;  // the steps of the program's text, from 0
   double multiply_adds;  // of convolutions and linear layers, per image
+  int row_sums = kNoValue;  // of a depthwise convolution whose result is pooled too
+
+  bool has_stem_blob() const {
+    const auto* block = std::get_if<InvertedResidualParams>(&params);
+    return std::holds_alternative<StemBlockParams>(params) ||
+           (block != nullptr && !block->has_project);
+  }
 };
 
 struct PlanValue {
@@ -40,6 +47,7 @@ struct PlanValue {
   Place place;
   int64_t channels, height, width;
   bool is_vector;      // [batch, channels]
+  bool is_row_sums = false;  // of the images of a step: row_sums_layout()
   int64_t floats;      // per image
   Layout layout;       // of images; blocked between the steps
   int64_t offset = 0;  // per image; in the arena, or in the part that holds whole batches
@@ -60,7 +68,7 @@ struct NetworkPlan {
   std::vector<PlanValue> values;
   std::vector<PlanStep> image_steps;  // one image does not need another
   std::vector<PlanRound> image_rounds;
-  std::vector<PlanStep> batch_steps;  // the linear layers, after all images
+  std::vector<PlanStep> batch_steps;  // linear layers that give no gate, after all images
   std::vector<int> outputs;
   int64_t text_steps;
   int64_t arena_floats = 0;  // per image

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdw import activation as activations
 from fastdw.geometry import resolve_padding
 from fastdw.nn.units import ConvUnit, Unit
 from fastdw.ops.program import Step
@@ -54,7 +56,7 @@ class TorchSteps:
         self._steps = list(zip(program.steps, recording.units, strict=True))
         last_reader: dict[str, int] = {}
         for index, step in enumerate(program.steps):
-            last_reader |= dict.fromkeys(_reads(step), index)
+            last_reader |= dict.fromkeys(step.reads, index)
         self._dead_after: list[list[str]] = [[] for _ in program.steps]
         for value, index in last_reader.items():
             if value not in program.outputs:
@@ -84,11 +86,13 @@ class TorchSteps:
     def _layers(
         self, step: Step, units: tuple[Unit, ...], y: Tensor, values: dict[str, Tensor]
     ) -> Tensor:
+        if step.op == "classifier_head":
+            return _linear(step, units[0], y)
+        if step.gate != "-":
+            y = y * values[step.gate][:, :, None, None]
         for unit in units:
-            if isinstance(unit, ConvUnit):
-                y = convolve(unit, y)
-            else:
-                y = F.linear(y, unit.linear.weight, unit.linear.bias)
+            assert isinstance(unit, ConvUnit)
+            y = convolve(unit, y)
         if step.op == "inverted_residual" and step.residual == "1":
             y += values[step.input]
         elif step.op == "pointwise_conv" and step.residual != "-":
@@ -96,9 +100,13 @@ class TorchSteps:
         return y
 
 
-def _reads(step: Step) -> list[str]:
-    adds = step.op == "pointwise_conv" and step.residual != "-"
-    return [step.input, step.residual] if adds else [step.input]
+def _linear(step: Step, unit: Unit, y: Tensor) -> Tensor:
+    """A linear layer, or a 1x1 convolution on a single pixel, and what follows it."""
+    if isinstance(unit, ConvUnit):
+        y = convolve(replace(unit, activation="none"), y[:, :, None, None]).flatten(1)
+    else:
+        y = F.linear(y, unit.linear.weight, unit.linear.bias)
+    return activations.apply_linear(step.activation, y)
 
 
 def relative_error(outputs: list[Tensor], expected: list[Tensor]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastdw.nn.fused_module import FusedModule
-from fastdw.plan.network import PlannedNetwork
+from fastdw.plan.network import PlannedNetwork, check_device, placement
 from fastdw.plan.record import NotPlannable, Recording, record
 
 FEWEST_STEPS = 2
@@ -74,6 +74,7 @@ def _recording(child: nn.Module) -> Recording | None:
         return None
     try:
         recording = record(child)
+        check_device(recording, placement(child)[0])
     except NotPlannable:
         return None
     return recording if len(recording.program.steps) >= FEWEST_STEPS else None

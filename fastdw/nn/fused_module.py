@@ -234,13 +234,21 @@ def _window(units: Sequence[Unit]) -> ConvUnit:
 def op_tensors(pattern: str, units: Sequence[Unit]) -> list[Tensor | None]:
     """The tensor arguments of the op after x, in schema order."""
     tensors: list[Tensor | None] = []
+    if pattern == "classifier_head":
+        return list(_linear_tensors(units[0]))
     for unit in units:
-        if isinstance(unit, LinearUnit):
-            tensors += [unit.linear.weight, unit.linear.bias]
-        else:
-            tensors += [unit.weight, *unit.scale_bias()]
+        assert isinstance(unit, ConvUnit)
+        tensors += [unit.weight, *unit.scale_bias()]
     no_expansion = pattern == "inverted_residual" and len(units) == 2
     return [None, None, None, *tensors] if no_expansion else tensors
+
+
+def _linear_tensors(unit: Unit) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias; of a 1x1 convolution on a single pixel as of the linear layer it is."""
+    if isinstance(unit, LinearUnit):
+        return unit.linear.weight, unit.linear.bias
+    weight, (scale, bias) = unit.weight.flatten(1), unit.scale_bias()
+    return (weight if scale is None else weight * scale[:, None].to(weight.dtype)), bias
 
 
 def _may_keep(x: Tensor) -> bool:

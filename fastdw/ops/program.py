@@ -36,7 +36,7 @@ _DEPTHWISE = (*_WINDOW, "dilation")
 STEP_KEYS: dict[str, tuple[str, ...]] = {
     "stem_conv": ("in", "out", *_CHANNELS, *_WINDOW, "activation", "weights"),
     "depthwise_conv": ("in", "out", *_CHANNELS, *_DEPTHWISE, "activation", "weights"),
-    "pointwise_conv": ("in", "out", *_CHANNELS, "residual", "activation", "weights"),
+    "pointwise_conv": ("in", "out", *_CHANNELS, "residual", "gate", "activation", "weights"),
     "separable_block": (
         *("in", "out", *_CHANNELS, *_DEPTHWISE),
         *("depthwise_activation", "pointwise_activation", "weights"),
@@ -46,10 +46,16 @@ STEP_KEYS: dict[str, tuple[str, ...]] = {
         *(*_DEPTHWISE, "expand_activation", "depthwise_activation", "project_activation"),
         "weights",
     ),
-    "classifier_head": ("in", "out", *_CHANNELS, "weights"),
+    "classifier_head": ("in", "out", *_CHANNELS, "activation", "weights"),
     "global_pool": ("in", "out", "channels"),
 }
 """The keys of each step, in the order in which they are written."""
+
+OPTIONAL_KEYS: dict[str, dict[str, str]] = {
+    "pointwise_conv": {"gate": "-"},
+    "classifier_head": {"activation": "none"},
+}
+"""Keys that are not written where they have this value."""
 
 Shape = tuple[Any, ...]  # ints, symbolic ones included
 
@@ -71,7 +77,8 @@ class Step:
     dilation: tuple[int, ...] = (1, 1)
     expand: bool = False
     residual: str = "-"  # pointwise_conv: a value id or "-"; inverted_residual: "0" or "1"
-    activation: str = "none"
+    gate: str = "-"  # pointwise_conv: a value [batch, channels_in] that multiplies the input
+    activation: str = "none"  # classifier_head: one of `activation.GATES` too
     expand_activation: str = "none"
     depthwise_activation: str = "none"
     pointwise_activation: str = "none"
@@ -79,8 +86,21 @@ class Step:
     weights: int = 0
 
     def __str__(self) -> str:
-        tokens = [f"{key}={_written(self, key)}" for key in STEP_KEYS[self.op]]
+        written = {key: _written(self, key) for key in STEP_KEYS[self.op]}
+        optional = OPTIONAL_KEYS.get(self.op, {})
+        tokens = [f"{k}={value}" for k, value in written.items() if optional.get(k) != value]
         return " ".join([self.op, *tokens])
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The values that the step reads."""
+        added = [self.residual, self.gate] if self.op == "pointwise_conv" else []
+        return (self.input, *(value for value in added if value != "-"))
+
+    @property
+    def is_for_cpu_alone(self) -> bool:
+        """Whether the step computes more than the kernels on CUDA can."""
+        return self.gate != "-" or (self.op == "classifier_head" and self.activation != "none")
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the output's shape for an input of ``shape``; sizes may be symbolic."""
@@ -159,6 +179,13 @@ class Program:
         """
         dtypes = {f"cuda_{name}": dtype for dtype, name in DTYPE_NAMES.items()}
         return dtypes[self.target]
+
+    @property
+    def cuda_refusal(self) -> str | None:
+        """Why no kernels on CUDA run the program; None: they do."""
+        if not any(step.is_for_cpu_alone for step in self.steps):
+            return None
+        return "squeeze-excite and an activation after a linear layer are planned on the CPU alone"
 
     def __str__(self) -> str:
         head = (
@@ -240,23 +267,25 @@ def _parse_step(line: str, number: int) -> Step:
             f"program: line {number}: expected one of {', '.join(STEP_KEYS)}, got {op!r}"
         )
     pairs = _pairs(tokens, number)
+    keys = tuple(key for key in keys if key in pairs or key not in OPTIONAL_KEYS.get(op, ()))
     if tuple(pairs) != keys:
         raise ValueError(
             f"program: line {number}: {op}: expected the keys {' '.join(keys)}, "
             f"got {' '.join(pairs)}"
         )
-    return Step(op, **{_FIELD.get(key, key): _read(key, pairs[key], number) for key in keys})
+    return Step(op, **{_FIELD.get(key, key): _read(op, key, pairs[key], number) for key in keys})
 
 
 _FIELD = {"in": "input", "out": "output"}
 _PAIRS = ("kernel", "stride", "dilation")
 
 
-def _read(key: str, value: str, number: int) -> Any:
-    if key in ("in", "out", "residual"):
+def _read(op: str, key: str, value: str, number: int) -> Any:
+    if key in ("in", "out", "residual", "gate"):
         return value
     if key.endswith("activation"):
-        return activations.check(value, f"program: line {number}: {key}")
+        known = activations.ACTIVATIONS + activations.GATES * (op == "classifier_head")
+        return activations.check(value, f"program: line {number}: {key}", known)
     if key == "expand":
         return value == "1"
     if key == "padding" and value == "same":
@@ -293,6 +322,11 @@ def _check_values(step: Step, widths: dict[str, int], number: int) -> None:
         raise ValueError(f"{where}: out={step.output}: this value exists already")
     if step.op == "pointwise_conv" and step.residual not in ("-", *widths):
         raise ValueError(f"{where}: residual={step.residual}: no step before computes it")
+    if step.gate != "-" and widths.get(step.gate) != step.channels_in:
+        raise ValueError(
+            f"{where}: gate={step.gate}: expected a value of {step.channels_in} channels, "
+            f"got {widths.get(step.gate, 'none')}"
+        )
 
 
 def fake(x: Tensor, packed: Tensor, program: str) -> list[Tensor]:

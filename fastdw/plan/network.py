@@ -14,7 +14,7 @@ from fastdw.nn.fused_module import is_transformed, op_tensors
 from fastdw.ops import triton_backend
 from fastdw.ops.program import CPU, parse_program
 from fastdw.plan import packed_layout
-from fastdw.plan.record import Recording, record
+from fastdw.plan.record import NotPlannable, Recording, record
 
 
 def pack(recording: Recording) -> tuple[Tensor, str]:
@@ -52,6 +52,13 @@ def gpu_reason(backend: str = "auto") -> str | None:
     if None in reasons.values():
         return None
     return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
+def check_device(recording: Recording, device: torch.device) -> None:
+    """Raise `NotPlannable` where the kernels of `device` lack a step."""
+    refusal = None if device.type == "cpu" else recording.program.cuda_refusal
+    if refusal is not None:
+        raise NotPlannable(refusal)
 
 
 def share_state(wrapper: nn.Module, model: nn.Module) -> None:
@@ -160,13 +167,16 @@ class PlannedNetwork(nn.Module):
         if x.device != packed.device:
             return f"x: expected a tensor on {packed.device}, got one on {x.device}"
         if not x.is_cpu and not self._on_gpu:
-            return f"x: no planned network runs on {x.device}: {gpu_reason(self.backend)}"
+            return f"x: no planned network runs on {x.device}: {self._gpu_reason()}"
         if x.requires_grad and torch.is_grad_enabled():
             return "x: expected no requires_grad, a planned network has no gradient"
         backend = self._backend_in_use()
         if backend in ("auto", "cpp") or (backend == "triton" and self._on_gpu):
             return None
         return f"backend: {backend} has no planned network" + " on the CPU" * (backend == "triton")
+
+    def _gpu_reason(self) -> str | None:
+        return parse_program(self.program).cuda_refusal or gpu_reason(self.backend)
 
     @property
     def _on_gpu(self) -> bool:
@@ -192,6 +202,9 @@ class PlannedNetwork(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PlannedNetwork:
         probe = fn(torch.empty(0, dtype=self.dtype))
         goes_to_cuda = probe.is_cuda and probe.dtype in packed_layout.DTYPES
+        refusal = parse_program(self.program).cuda_refusal
+        if not self._model and probe.is_cuda and refusal is not None:
+            raise RuntimeError(f"{refusal}: optimize(..., keep_weights=True) would run its blocks")
         if not self._model and not goes_to_cuda:
             if probe.dtype is not torch.float32 or probe.device.type != "cpu":
                 raise RuntimeError(
@@ -199,7 +212,7 @@ class PlannedNetwork(nn.Module):
                     f"{probe.device}: optimize(..., keep_weights=True) keeps weights that can move"
                 )
         super()._apply(fn, recurse)
-        loaded = goes_to_cuda and gpu_reason(self.backend) is None
+        loaded = goes_to_cuda and self._gpu_reason() is None
         self._rearrange(probe.dtype if loaded else None)
         return self
 

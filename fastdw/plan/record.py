@@ -20,6 +20,21 @@ from fastdw import activation as activations
 from fastdw.nn.fused_module import ConvUnit, FusedModule, LinearUnit, NotFusable
 from fastdw.nn.units import Unit, check_units, conv_pattern
 from fastdw.ops.program import Program
+from fastdw.plan.calls import (
+    ACTIVATION_FUNCTIONS,
+    ADDITIONS,
+    ADDITIONS_IN_PLACE,
+    DROPOUTS,
+    FLATTENINGS,
+    MEANS,
+    PRODUCTS,
+    PRODUCTS_IN_PLACE,
+    SETTINGS,
+    argument,
+    flattens_after_batch,
+    size_kind,
+    target_name,
+)
 from fastdw.plan.steps import PlanStep, activate, add_into, merge_blocks, step_of
 from fastdw.plan.trace import NotTraceable, Traced, trace_forward
 
@@ -64,32 +79,14 @@ POOLING: dict[type, Callable[[nn.Module], Pooling | None]] = {
 }
 """Exact classes that may be a global average pool."""
 
-ACTIVATION_FUNCTIONS: dict[Any, str] = {
-    F.relu: "relu",
-    torch.relu: "relu",
-    F.relu6: "relu6",
-    F.hardswish: "hardswish",
-    F.silu: "silu",
-    "relu": "relu",
-    "relu_": "relu",
-}
+LINEAR_TYPES: set[type] = {nn.Linear}
+"""Exact classes that compute what `nn.Linear` does."""
 
-ADDITIONS_IN_PLACE: tuple[Any, ...] = (operator.iadd, "add_")
-ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add", *ADDITIONS_IN_PLACE)
-DROPOUTS: tuple[Any, ...] = (F.dropout, F.dropout2d, F.alpha_dropout, torch.dropout)
-MEANS: tuple[Any, ...] = (torch.mean, "mean")
-FLATTENINGS: tuple[Any, ...] = (torch.flatten, "flatten")
-
-SETTINGS: dict[Any, set[str]] = {
-    **dict.fromkeys(ACTIVATION_FUNCTIONS, {"inplace"}),
-    **dict.fromkeys(DROPOUTS, {"p", "training", "inplace"}),
-    **dict.fromkeys(MEANS, {"dim", "keepdim"}),
-    **dict.fromkeys(FLATTENINGS, {"start_dim", "end_dim"}),
-}
-"""Keyword arguments that functions may come with; with any other they are refused."""
-
-FLATTENED = ("pooled", "flat", "vector")
+FLATTENED = ("pooled", "pixel", "flat", "vector")
 """Kinds of values that may be viewed as [N, C]."""
+
+READS_MORE = {"pointwise_conv": ["gated"], "classifier_head": ["flat", "vector"]}
+"""Kinds of values besides maps that a step can read."""
 
 
 def record(model: nn.Module) -> Recording:
@@ -110,7 +107,7 @@ def record(model: nn.Module) -> Recording:
 
 def _is_leaf(module: nn.Module) -> bool:
     kind = type(module)
-    if isinstance(module, FusedModule) or kind in INERT_TYPES:
+    if isinstance(module, FusedModule) or kind in INERT_TYPES | LINEAR_TYPES:
         return True
     if kind in POOLING and POOLING[kind](module) is not None:
         return True
@@ -123,15 +120,18 @@ class _Value:
 
     Attributes:
         id: the value in the program; of a pooled one the map that is pooled.
-        kind: "map" [N, C, H, W], "pooled" [N, C, 1, 1] not computed yet, "flat" the same as [N, C],
-            "rows" [N, C, H] (the mean over width), "vector" [N, C] computed; of a tensor also its
-            "shape", its "batch" size, or another "size" or attribute, which nothing can use.
+        kind: "map" [N, C, H, W], "gated" a map times a gate, "pooled" [N, C, 1, 1] not computed
+            yet, "flat" the same as [N, C], "rows" [N, C, H] (the mean over width), "pixel"
+            [N, C, 1, 1] computed, "vector" [N, C] computed; of a tensor also its "shape", its
+            "batch" size, or another "size" or attribute, which nothing can use.
         node: the node that computed it, before those that only hand it on.
+        gate: the value [N, C] that multiplies a gated map.
     """
 
     id: str
     kind: str
     node: fx.Node
+    gate: str = "-"
 
 
 class _Recorder:
@@ -186,7 +186,7 @@ class _Recorder:
         if "forward" in module.__dict__:
             raise NotPlannable(f"{name}: forward was replaced on the instance")
         source = self.values[node.args[0]]
-        activation = activations.name_of(module)
+        activation = activations.name_of(module) or activations.gate_of(module)
         if isinstance(module, FusedModule):
             try:
                 units, pattern = module._checked_units(), module._fused_pattern
@@ -202,10 +202,9 @@ class _Recorder:
             self._pool(node, source, pooling.flatten, name)
         elif kind is nn.Flatten and (module.start_dim, module.end_dim) in ((1, -1), (1, 3)):
             self._flatten(node, source, name)
-        elif kind is nn.Linear and source.kind == "flat":
+        elif kind in LINEAR_TYPES and source.kind in ("flat", "vector"):
             assert isinstance(module, nn.Linear)
-            units = (LinearUnit(module),)
-            self._step(node, replace(source, kind="map"), "classifier_head", units, False, name)
+            self._step(node, source, "classifier_head", (LinearUnit(module),), False, name)
         elif kind is nn.Conv2d:
             assert isinstance(module, nn.Conv2d)
             unit = ConvUnit(module, None, "none")
@@ -227,25 +226,27 @@ class _Recorder:
         unknown = node.kwargs.keys() - SETTINGS.get(target, set())
         if source is None or unknown:
             with_them = f" with {', '.join(sorted(unknown))}" if unknown else ""
-            raise NotPlannable(f"{node.name}: {_name(target)}{with_them} has no step")
-        if target in DROPOUTS and _argument(node, 2, "training", True) is False:
+            raise NotPlannable(f"{node.name}: {target_name(target)}{with_them} has no step")
+        if target in DROPOUTS and argument(node, 2, "training", True) is False:
             self.values[node] = source
         elif target in ACTIVATION_FUNCTIONS:
             self._activate(node, source, ACTIVATION_FUNCTIONS[target])
         elif target in ADDITIONS and len(sources) == len(node.args) == 2:
             self._add(node, source, sources[1])
+        elif target in PRODUCTS and len(sources) == len(node.args) == 2:
+            self._multiply(node, source, sources[1])
         elif target is F.adaptive_avg_pool2d and arguments in ((1,), ((1, 1),), ([1, 1],)):
             self._pool(node, source, False, node.name)
         elif target in MEANS:
             self._mean(node, source)
-        elif target in FLATTENINGS and _flattens_after_batch(node):
+        elif target in FLATTENINGS and flattens_after_batch(node):
             self._flatten(node, source, node.name)
         elif target in ("size", getattr) or (target is operator.getitem and source.kind == "shape"):
-            self.values[node] = _Value(source.id, _size(target, source.kind, arguments), node)
+            self.values[node] = _Value(source.id, size_kind(target, source.kind, arguments), node)
         elif target in ("view", "reshape", torch.reshape) and self._is_flat(arguments, source):
             self._flatten(node, source, node.name)
         else:
-            raise NotPlannable(f"{node.name}: {_name(target)} has no step")
+            raise NotPlannable(f"{node.name}: {target_name(target)} has no step")
 
     def _is_flat(self, shape: tuple[Any, ...], source: _Value) -> bool:
         """Say whether a view of `source` as `shape` is [batch, channels]."""
@@ -268,11 +269,18 @@ class _Recorder:
         residual: bool,
         name: str,
     ) -> None:
-        if source.kind != "map":
+        kind, taken = ("vector" if pattern == "classifier_head" else "map"), ["map"]
+        if pattern == "pointwise_conv" and source.kind in ("pooled", "pixel"):
+            kind, taken, pattern = "pixel", [source.kind], "classifier_head"
+        elif pattern in READS_MORE:
+            taken += READS_MORE[pattern]
+        if source.kind not in taken:
             raise NotPlannable(f"{name}: expected an image or a feature map, got a {source.kind}")
         value = str(len(self.values))
-        self.steps.append(step_of(pattern, units, source.id, value, residual))
-        kind = "vector" if pattern == "classifier_head" else "map"
+        planned = step_of(pattern, units, source.id, value, residual)
+        if source.kind == "gated":
+            planned = replace(planned, step=replace(planned.step, gate=source.gate))
+        self.steps.append(planned)
         self.values[node] = _Value(value, kind, node)
 
     def _pool(self, node: fx.Node, source: _Value, flatten: bool, name: str) -> None:
@@ -283,12 +291,12 @@ class _Recorder:
     def _flatten(self, node: fx.Node, source: _Value, name: str) -> None:
         if source.kind not in FLATTENED:
             raise NotPlannable(f"{name}: flattens a {source.kind}")
-        kind = "flat" if source.kind == "pooled" else source.kind
+        kind = {"pooled": "flat", "pixel": "vector"}.get(source.kind, source.kind)
         self.values[node] = replace(source, kind=kind, node=node)
 
     def _mean(self, node: fx.Node, source: _Value) -> None:
-        axes = _argument(node, 1, "dim", None)
-        keeps = bool(_argument(node, 2, "keepdim", False))
+        axes = argument(node, 1, "dim", None)
+        keeps = bool(argument(node, 2, "keepdim", False))
         if isinstance(axes, (tuple, list)):
             axes = tuple(axes)
         if source.kind == "map" and axes in ((2, 3), (3, 2), (-2, -1), (-1, -2)):
@@ -303,7 +311,7 @@ class _Recorder:
     def _activate(self, node: fx.Node, source: _Value, activation: str) -> None:
         index = self._only_reader(node, source)
         step = None if index is None else activate(self.steps[index], activation)
-        if source.kind != "map":
+        if source.kind not in ("map", "pixel", "vector"):
             step = None
         if index is None or step is None:
             raise NotPlannable(f"{node.name}: {activation} has no step before it to join")
@@ -324,6 +332,16 @@ class _Recorder:
                 self.values[node] = replace(last, node=node)
                 return
         raise NotPlannable(f"{node.name}: this addition has no step before it to join")
+
+    def _multiply(self, node: fx.Node, left: _Value, right: _Value | None) -> None:
+        """A map times the gates of its channels: the 1x1 convolution that reads it multiplies."""
+        assert right is not None
+        feature, gate = (right, left) if left.kind == "pixel" else (left, right)
+        overwrites = self._overwrites(node, feature)
+        kinds, widths = (feature.kind, gate.kind), [self._channels(v.id) for v in (feature, gate)]
+        if kinds != ("map", "pixel") or widths[0] != widths[1] or overwrites:
+            raise NotPlannable(f"{node.name}: this product is no map times gates of its channels")
+        self.values[node] = _Value(feature.id, "gated", node, gate.id)
 
     def _channels(self, value: str) -> int:
         widths = {s.step.output: s.step.channels_out for s in self.steps}
@@ -349,7 +367,8 @@ class _Recorder:
     def _overwrites(self, node: fx.Node, source: _Value) -> bool:
         """Say whether something still reads `source` after `node` has added to it in place."""
         later = {user for holder in self._holders(node, source) for user in holder.users}
-        return node.target in ADDITIONS_IN_PLACE and any(node < user for user in later)
+        in_place = (*ADDITIONS_IN_PLACE, *PRODUCTS_IN_PLACE)
+        return node.target in in_place and any(node < user for user in later)
 
     def _output(self) -> None:
         leaves, self.structure = pytree.tree_flatten(self.traced.result)
@@ -371,28 +390,3 @@ class _Recorder:
                 raise NotPlannable(f"output: a {value.kind} is no output that a step computes")
         if not leaves:
             raise NotPlannable("output: no tensor")
-
-
-def _flattens_after_batch(node: fx.Node) -> bool:
-    axes = _argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1)
-    return axes in ((1, -1), (1, 3))
-
-
-def _size(target: Any, kind: str, arguments: tuple[Any, ...]) -> str:
-    """The kind of `.size(...)`, of an attribute, or of an item of a shape."""
-    if kind in ("batch", "size"):
-        return "size"
-    whole = ("shape",) if target is getattr else ()
-    if kind != "shape" and arguments == whole:
-        return "shape"
-    return "batch" if target is not getattr and arguments == (0,) else "size"
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(name, default)
-
-
-def _name(target: Any) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))

@@ -36,6 +36,8 @@ struct DepthwiseBlock {
   int64_t load_channels, store_channels;  // of this block, at most 16
   Window window;
   Activation activation;
+  float* row_sums = nullptr;  // of row first_row: 16 floats, or null
+  int64_t row_sums_stride = 0;
 };
 
 // How the lanes of a block are reached: with steps from pixel to pixel that are known at compile
@@ -270,9 +272,10 @@ void accumulate_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int
     store_lanes<Lanes>(clamped(sum[c]), y + c * y_pixel, store_count);
 }
 
-// The same with the width of the kernel and the stride known: each column of x is loaded once a row
-// and added to every output of the tile that sees it.
-template <int Kernel, int Stride, int Columns, class Lanes>
+// A tile of outputs whose kernel's width and stride are known: each column of x is loaded once a row
+// and added to every output of the tile that sees it. Where the tile does not lie inside, columns
+// outside the image are skipped and outputs beyond the row not stored.
+template <int Kernel, int Stride, int Columns, bool Inside, class Lanes>
 void slide_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int64_t lane,
                    Clamp bounds) {
   const Window& window = block.window;
@@ -280,17 +283,18 @@ void slide_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int64_t 
   const int64_t store_count = lanes_from(lane, block.store_channels);
   const int64_t top = row * window.stride_h - window.pad_top;
   const int64_t x_pixel = x_step<Lanes>(block), y_pixel = y_step<Lanes>(block);
-  const int64_t left = (q * Stride - window.pad_left) * x_pixel;
+  const int64_t left = q * Stride - window.pad_left;
   Vec sum[Columns];
   FASTDW_UNROLL for (int c = 0; c < Columns; ++c) sum[c] = Vec::load(block.bias + lane);
   for (int64_t i = 0; i < window.kernel_h; ++i) {
     const int64_t row_in = top + i * window.dilation_h;
     if (row_in < 0 || row_in >= block.height) continue;
-    const float* x = block.x.row(row_in) + left + lane;
+    const float* x = block.x.row(row_in) + left * x_pixel + lane;
     const float* taps = block.taps + i * Kernel * kChannelBlock + lane;
     Vec tap[Kernel];
     FASTDW_UNROLL for (int j = 0; j < Kernel; ++j) tap[j] = Vec::load(taps + j * kChannelBlock);
     FASTDW_UNROLL for (int at = 0; at < (Columns - 1) * Stride + Kernel; ++at) {
+      if (!Inside && (left + at < 0 || left + at >= block.width)) continue;
       const Vec value = load_lanes<Lanes>(x + at * x_pixel, load_count);
       FASTDW_UNROLL for (int j = 0; j < Kernel; ++j) {
         const int c = at - j;
@@ -302,25 +306,40 @@ void slide_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int64_t 
   float* y = y_at<Lanes>(block, row, q) + lane;
   const VecClamp clamped(bounds);
   FASTDW_UNROLL for (int c = 0; c < Columns; ++c)
-    store_lanes<Lanes>(clamped(sum[c]), y + c * y_pixel, store_count);
+    if (Inside || q + c < block.width_out)
+      store_lanes<Lanes>(clamped(sum[c]), y + c * y_pixel, store_count);
 }
 
-template <int Columns, class Lanes>
-void inner_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int64_t lane,
-                   Clamp bounds) {
+// A row by tiles. `begin` and `end`: the outputs that see columns inside the image only.
+template <int Kernel, int Stride, class Lanes>
+void slide_row(const DepthwiseBlock& block, int64_t row, int64_t begin, int64_t end, int64_t lane,
+               Clamp bounds) {
+  constexpr int columns = 8;
+  for (int64_t q = 0; q < block.width_out; q += columns)
+    (q >= begin && q + columns <= end
+         ? slide_columns<Kernel, Stride, columns, true, Lanes>
+         : slide_columns<Kernel, Stride, columns, false, Lanes>)(block, row, q, lane, bounds);
+}
+
+// As slide_row, for the kernels that have one.
+template <class Lanes>
+bool slide_known_row(const DepthwiseBlock& block, int64_t row, int64_t begin, int64_t end,
+                     int64_t lane, Clamp bounds) {
   const Window& window = block.window;
-  if (window.dilation_w == 1 && window.stride_w <= 2) {
-    const bool one = window.stride_w == 1;
-    switch (window.kernel_w) {
-      case 3: return (one ? slide_columns<3, 1, Columns, Lanes>
-                          : slide_columns<3, 2, Columns, Lanes>)(block, row, q, lane, bounds);
-      case 5: return (one ? slide_columns<5, 1, Columns, Lanes>
-                          : slide_columns<5, 2, Columns, Lanes>)(block, row, q, lane, bounds);
-      case 7: return (one ? slide_columns<7, 1, Columns, Lanes>
-                          : slide_columns<7, 2, Columns, Lanes>)(block, row, q, lane, bounds);
-    }
+  if (window.dilation_w != 1 || window.stride_w > 2) return false;
+  const bool one = window.stride_w == 1;
+  switch (window.kernel_w) {
+    case 3:
+      (one ? slide_row<3, 1, Lanes> : slide_row<3, 2, Lanes>)(block, row, begin, end, lane, bounds);
+      return true;
+    case 5:
+      (one ? slide_row<5, 1, Lanes> : slide_row<5, 2, Lanes>)(block, row, begin, end, lane, bounds);
+      return true;
+    case 7:
+      (one ? slide_row<7, 1, Lanes> : slide_row<7, 2, Lanes>)(block, row, begin, end, lane, bounds);
+      return true;
   }
-  accumulate_columns<Columns, Lanes>(block, row, q, 0, window.kernel_w, lane, bounds);
+  return false;
 }
 
 template <class Lanes>
@@ -333,9 +352,11 @@ void any_window_row(const DepthwiseBlock& block, int64_t row, int64_t lane, Clam
   const int64_t begin = smaller(ceil_div(window.pad_left, window.stride_w), block.width_out);
   const int64_t end =
       larger(begin, room < 0 ? 0 : smaller(room / window.stride_w + 1, block.width_out));
+  if (slide_known_row<Lanes>(block, row, begin, end, lane, bounds)) return;
   const int64_t in_tiles = end - begin >= columns ? end : begin;
   for (int64_t q = begin; q < in_tiles; q += columns)  // the last tile overlaps
-    inner_columns<columns, Lanes>(block, row, smaller(q, end - columns), lane, bounds);
+    accumulate_columns<columns, Lanes>(block, row, smaller(q, end - columns), 0, window.kernel_w,
+                                       lane, bounds);
   const auto one_by_one = [&](int64_t from, int64_t to) {
     for (int64_t q = from; q < to; ++q) {
       const int64_t left = q * window.stride_w - window.pad_left;
@@ -350,12 +371,68 @@ void any_window_row(const DepthwiseBlock& block, int64_t row, int64_t lane, Clam
   one_by_one(in_tiles, block.width_out);
 }
 
+// y = activation(y) over the pixels of a row, and their sums: pixel p is added to chain p % 4.
+template <Activation activation>
+void finish_and_sum_pixels(float* y, int64_t y_pixel, int64_t pixels, int64_t channels,
+                           float* sums) {
+  constexpr int chains = 4;  // sums that do not wait for one another
+  for (int64_t c = 0; c < channels; c += Vec::lanes) {
+    const int64_t count = smaller(Vec::lanes, channels - c);
+    Vec sum[chains];
+    FASTDW_UNROLL for (int i = 0; i < chains; ++i) sum[i] = Vec::fill(0.0f);
+    auto take = [&](Vec& to, int64_t pixel) __attribute__((always_inline)) {
+      float* at = y + pixel * y_pixel + c;
+      Vec v = count == Vec::lanes ? Vec::load(at) : Vec::load(at, count);
+      if constexpr (activation != Activation::none) {
+        v = activate<activation>(v);
+        count == Vec::lanes ? v.store(at) : v.store(at, count);
+      }
+      to = to + v;
+    };
+    int64_t pixel = 0;
+    for (; pixel + chains <= pixels; pixel += chains)
+      FASTDW_UNROLL for (int i = 0; i < chains; ++i) take(sum[i], pixel + i);
+    FASTDW_UNROLL for (int i = 0; i < chains - 1; ++i)
+      if (pixel + i < pixels) take(sum[i], pixel + i);
+    const Vec total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    count == Vec::lanes ? total.store(sums + c) : total.store(sums + c, count);
+  }
+}
+
+void finish_and_sum(Activation activation, float* y, int64_t y_pixel, int64_t pixels,
+                    int64_t channels, float* sums) {
+  const auto run = [&](auto pixels_of) { pixels_of(y, y_pixel, pixels, channels, sums); };
+  if (activation == Activation::hardswish)
+    run(finish_and_sum_pixels<Activation::hardswish>);
+  else if (activation == Activation::silu)
+    run(finish_and_sum_pixels<Activation::silu>);
+  else
+    run(finish_and_sum_pixels<Activation::none>);  // the clamp was applied in registers
+}
+
+// What is left to do with a row while it is in the L1 cache: a smooth activation, its sum.
+FASTDW_INLINE void finish_row(const DepthwiseBlock& block, int64_t row, int64_t lane) {
+  const int64_t index = row - block.first_row;
+  const int64_t channels = lanes_from(lane, block.store_channels);
+  float* y = block.y + index * block.y_row_stride + lane;
+  if (block.row_sums != nullptr)
+    finish_and_sum(block.activation, y, block.y_pixel_stride, block.width_out, channels,
+                   block.row_sums + index * block.row_sums_stride + lane);
+  else
+    finish(block.activation, y, block.y_pixel_stride, nullptr, 0, block.width_out, channels);
+}
+
 template <class Lanes>
 void depthwise_lanes(const DepthwiseBlock& block, int64_t lane, Clamp bounds) {
+  const bool finishes = block.row_sums != nullptr || !is_clamp(block.activation);
   for (int64_t row = block.first_row; row < block.last_row;) {
-    const int64_t rows = slide_rows<Lanes>(block, row, lane, bounds);
-    if (rows == 0) any_window_row<Lanes>(block, row, lane, bounds);
-    row += larger(1, rows);
+    int64_t rows = slide_rows<Lanes>(block, row, lane, bounds);
+    if (rows == 0) {
+      any_window_row<Lanes>(block, row, lane, bounds);
+      rows = 1;
+    }
+    for (int64_t r = row; finishes && r < row + rows; ++r) finish_row(block, r, lane);
+    row += rows;
   }
 }
 
@@ -370,10 +447,6 @@ void depthwise_block(const DepthwiseBlock& block) {
     else if (!blocked) depthwise_lanes<WholeLanes>(block, lane, bounds);
     else depthwise_lanes<BlockedLanes>(block, lane, bounds);
   }
-  if (!smooth) return;
-  for (int64_t row = block.first_row; row < block.last_row; ++row)
-    finish(block.activation, block.y + (row - block.first_row) * block.y_row_stride,
-           block.y_pixel_stride, nullptr, 0, block.width_out, block.store_channels);
 }
 
 }  // namespace

@@ -69,6 +69,10 @@ FASTDW_INLINE Vec activate(Vec v) {
     return v * clamp(v + Vec::fill(3.0f), {0.0f, 6.0f}) * Vec::fill(1.0f / 6);
   } else if constexpr (activation == Activation::silu) {
     return v / (Vec::fill(1.0f) + exponential(v * Vec::fill(-1.0f)));
+  } else if constexpr (activation == Activation::hardsigmoid) {
+    return clamp(v + Vec::fill(3.0f), {0.0f, 6.0f}) * Vec::fill(1.0f / 6);
+  } else if constexpr (activation == Activation::sigmoid) {
+    return Vec::fill(1.0f) / (Vec::fill(1.0f) + exponential(v * Vec::fill(-1.0f)));
   } else {
     return clamp(v, clamp_of(activation));
   }
@@ -104,6 +108,8 @@ void finish(Activation activation, float* y, int64_t y_pixel, const float* resid
     case Activation::relu6: return run(finish_pixels<Activation::relu6>);
     case Activation::hardswish: return run(finish_pixels<Activation::hardswish>);
     case Activation::silu: return run(finish_pixels<Activation::silu>);
+    case Activation::hardsigmoid: return run(finish_pixels<Activation::hardsigmoid>);
+    case Activation::sigmoid: return run(finish_pixels<Activation::sigmoid>);
   }
 }
 
