@@ -83,15 +83,22 @@ class NetworkBuilder:
         return self._conv("depthwise_conv", source, weight, window, act)
 
     def pointwise(
-        self, source: str, channels: int, act: str = "none", residual: str | None = None
+        self,
+        source: str,
+        channels: int,
+        act: str = "none",
+        residual: str | None = None,
+        gate: str | None = None,
     ) -> str:
         channels_in = self.channels[source]
         weight, bias = self.weights(channels, channels_in, 1, 1), self.weights(channels)
         tokens = f"channels_in={channels_in} channels_out={channels} residual={residual or '-'}"
+        tokens += "" if gate is None else f" gate={gate}"
         blob = fastdw_ops.pack_pointwise_conv(weight, None, bias)
 
         def truth(values: dict[str, Tensor]) -> Tensor:
-            y = activation.apply(act, F.conv2d(values[source], weight.double(), bias.double()))
+            x = values[source] if gate is None else values[source] * values[gate][:, :, None, None]
+            y = activation.apply(act, F.conv2d(x, weight.double(), bias.double()))
             return y if residual is None else y + values[residual]
 
         return self._add(
@@ -162,23 +169,31 @@ class NetworkBuilder:
             lambda values: values[source].mean((2, 3)),
         )
 
-    def head(self, source: str, classes: int) -> str:
+    def head(self, source: str, classes: int, act: str = "none") -> str:
         channels = self.channels[source]
         weight, bias = self.weights(classes, channels), self.weights(classes)
 
         def truth(values: dict[str, Tensor]) -> Tensor:
             x = values[source]
             pooled = x.mean((2, 3)) if x.dim() == 4 else x
-            return F.linear(pooled, weight.double(), bias.double())
+            linear = F.linear(pooled, weight.double(), bias.double())
+            return activation.apply_linear(act, linear)
 
         return self._add(
             "classifier_head",
             source,
             classes,
-            f"channels_in={channels} channels_out={classes}",
+            f"channels_in={channels} channels_out={classes}"
+            + ("" if act == "none" else f" activation={act}"),
             fastdw_ops.pack_classifier_head(weight, bias),
             truth,
         )
+
+    def squeeze_excite(
+        self, source: str, hidden: int, act: str = "relu", gate: str = "hardsigmoid"
+    ) -> str:
+        """The gates of a value's channels."""
+        return self.head(self.head(source, hidden, act), self.channels[source], gate)
 
     def program(self) -> str:
         head = (
