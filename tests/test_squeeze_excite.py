@@ -89,7 +89,9 @@ def test_same_bits_at_every_number_of_threads(
     value = block(net, value, 24, "relu", expand=False)
     for kernel, act in ((3, "hardswish"), (5, "silu")):
         value = block(net, value, 200, act, kernel, residual=True)
-    net.outputs = [value, net.head(net.head(value, 300, "hardswish"), 10)]
+    by_itself = net.depthwise(value, multiplier=2, act="silu")  # value has other readers
+    last = net.pointwise(by_itself, 9, gate=net.squeeze_excite(by_itself, 7))
+    net.outputs = [value, net.head(net.head(value, 300, "hardswish"), 10), last]
     for batch in (1, 5):
         x, results = torch.randn(batch, 3, *size), []
         for count in (1, 2, 3, 4):
@@ -126,12 +128,16 @@ def test_which_steps_take_over_which() -> None:
     check(net, torch.randn(2, 3, 32, 24))
 
 
-def test_a_hidden_value_that_something_else_reads_is_written() -> None:
+@pytest.mark.parametrize("kept", ["output", "residual", "multiplied"])
+def test_a_hidden_value_that_no_ring_can_hold_is_written(kept: str) -> None:
+    """Something else reads it, or the depthwise convolution multiplies its channels."""
     net = NetworkBuilder(channels=6)
     wide = net.pointwise("x", 40, "relu")
-    filtered = net.depthwise(wide, act="hardswish")
+    filtered = net.depthwise(wide, 2 if kept == "multiplied" else 1, act="hardswish")
     gate = net.squeeze_excite(filtered, 10)
-    net.outputs = [net.pointwise(filtered, 40, residual=wide, gate=gate), wide]
+    added = wide if kept == "residual" else None
+    net.outputs = [net.pointwise(filtered, 40, residual=added, gate=gate)]
+    net.outputs += [wide] if kept == "output" else []
     assert kinds(net, 1, 9, 9, 1)[:2] == ["pointwise_conv", "depthwise_conv"]
     check(net, torch.randn(2, 6, 9, 11))
 
