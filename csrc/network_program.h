@@ -15,13 +15,27 @@ namespace fastdw {
 constexpr int kNetworkInput = 0;  // the index of the value `x`
 constexpr int kNoValue = -1;
 
-enum class StepKind { stem_conv, depthwise_conv, pointwise_conv, block, global_pool, linear };
+enum class StepKind {
+  stem_conv,
+  depthwise_conv,
+  pointwise_conv,
+  dense_conv,
+  block,
+  global_pool,
+  linear,
+  resize,
+  concat,
+};
 
 struct ProgramStep {
   StepKind kind;
   std::string where;  // "program: line 3: stem_conv", for messages
   int64_t text_step = 0;  // which step of the text, from 0
   int input = kNoValue, output = kNoValue, residual = kNoValue;
+  int bias = kNoValue;     // of a pointwise convolution: a vector that each image's sums start from
+  int like = kNoValue;     // resize: to the size of this value, else by `stride`
+  std::vector<int> parts;  // concat: the maps that lie one after the other; input is the first
+  ResizeMode resize_mode{};
   BlobKind blob_kind{};
   BlobShape shape;
   int64_t weights_offset = 0;

@@ -76,6 +76,7 @@ struct PointwiseParams {
   PointwiseWeights weights;
   int64_t batch, pixels, channels_in, channels_out;
   Activation activation;
+  int64_t bias_image = 0;  // floats from the bias of one image to the next: 0 if all share one
 
   // With more output channels than pixels the weights are the larger part: they are split.
   bool splits_channels() const { return channels_out > pixels; }
@@ -96,6 +97,38 @@ struct StemParams {
   int64_t batch, height, width, channels_in, channels_out, height_out, width_out;
   Window window;  // dilation 1
   Activation activation;
+
+  int64_t units() const { return batch * height_out; }  // one unit: one output row
+};
+
+// Dense convolution of any number of input channels. weights.panels: [blocks(channels_out)][K][16],
+// K = kernel_h * kernel_w * channels_in in the order row, column, channel.
+struct DenseConvParams {
+  const float* x;  // [batch, height, width, channels_in]
+  float* y;        // [batch, height_out, width_out, channels_out]
+  Layout x_layout, y_layout;
+  PointwiseWeights weights;
+  int64_t batch, height, width, channels_in, channels_out, height_out, width_out;
+  Window window;
+  Activation activation;
+
+  // As for a pointwise convolution: of few pixels the weights are the larger part.
+  bool splits_channels() const { return channels_out > height_out * width_out; }
+  int64_t units() const {  // one unit: one output row, or 16 output channels, of an image
+    return batch * (splits_channels() ? channel_blocks(channels_out) : height_out);
+  }
+};
+
+// bilinear: pixels have their centres at halves; bilinear_aligned: the corner pixels coincide.
+enum class ResizeMode : int32_t { nearest = 0, bilinear = 1, bilinear_aligned = 2 };
+
+// x at another size.
+struct ResizeParams {
+  const float* x;  // [batch, height, width, channels]
+  float* y;        // [batch, height_out, width_out, channels]
+  Layout x_layout, y_layout;
+  int64_t batch, height, width, channels, height_out, width_out;
+  ResizeMode mode;
 
   int64_t units() const { return batch * height_out; }  // one unit: one output row
 };

@@ -54,9 +54,13 @@ class Planner {
   }
 
   void add(const ProgramStep& step) {
+    if (step.kind == StepKind::concat) return add_concat(step);
     const PlanValue& input = value(step.input);
     Sampling sampling{{}, input.height, input.width};
-    if (step.shape.kernel_h > 0) {
+    if (step.kind == StepKind::resize) {
+      sampling.height_out = size_after(step, input.height, step.stride[0], &PlanValue::height);
+      sampling.width_out = size_after(step, input.width, step.stride[1], &PlanValue::width);
+    } else if (step.shape.kernel_h > 0) {
       try {
         sampling = sampling_of(input.height, input.width, step.shape.kernel_h, step.shape.kernel_w,
                                step.stride, step.padding, step.dilation);
@@ -81,11 +85,71 @@ class Planner {
     auto& steps = step.kind == StepKind::linear ? plan_->batch_steps : plan_->image_steps;
     const double before = plan_->multiply_adds;
     const StepParams params = params_of(step, sampling);
-    const bool is_pool = step.kind == StepKind::global_pool;  // it only adds
-    const PlanBlob blob{step.blob_kind, step.shape, step.weights_offset};
-    const double multiply_adds = is_pool ? 0.0 : plan_->multiply_adds - before;
-    steps.push_back({params, step.input, step.output, step.residual, kNoValue, blob, {},
+    const PlanBlob blob{step.blob_kind, blob_shape_of(step), step.weights_offset};
+    // A pool only adds, and what a resize multiplies counts as little.
+    const double multiply_adds = has_weights(params) ? plan_->multiply_adds - before : 0.0;
+    steps.push_back({params, step.input, step.output, step.residual, step.bias, kNoValue, blob, {},
                      step.text_step, step.text_step, multiply_adds});
+  }
+
+  // The weights of a dense convolution lie as those of a 1x1 convolution of its K channels.
+  static BlobShape blob_shape_of(const ProgramStep& step) {
+    BlobShape shape = step.shape;
+    if (step.kind != StepKind::dense_conv) return shape;
+    shape.channels_in = checked_product(
+        step.where.c_str(), {shape.kernel_h, shape.kernel_w, shape.channels_in});
+    shape.kernel_h = shape.kernel_w = 0;
+    return shape;
+  }
+
+  int64_t size_after(const ProgramStep& step, int64_t size, int64_t scale,
+                     int64_t PlanValue::*side) {
+    if (step.like != kNoValue) return value(step.like).*side;
+    return checked_product(step.where.c_str(), {size, scale});
+  }
+
+  // The parts write where the whole lies; one that cannot is copied there.
+  void add_concat(const ProgramStep& step) {
+    const PlanValue first = value(step.parts.front());
+    set_value(step.output, first.height, first.width);
+    int64_t channels = 0;
+    for (const int part : step.parts) {
+      const PlanValue& placed = value(part);
+      FASTDW_CHECK(placed.height == first.height && placed.width == first.width, step.where,
+                   ": in: expected images of ", first.height, "x", first.width, ", got ",
+                   placed.height, "x", placed.width);
+      const int64_t part_channels = placed.channels;
+      const int lies_in = can_lie_in_whole(part) ? part : copy_of(step, part);
+      value(lies_in).whole = step.output;
+      value(lies_in).first_of_whole = channels / kChannelBlock;  // in blocks until they are placed
+      channels += part_channels;
+    }
+  }
+
+  bool can_lie_in_whole(int index) const {
+    const auto& outputs = program_.outputs;
+    const bool is_output = std::count(outputs.begin(), outputs.end(), index) > 0;
+    return !is_output && plan_->values[index].whole == kNoValue && !is_read_by_stem(index);
+  }
+
+  bool is_read_by_stem(int index) const {
+    return std::any_of(program_.steps.begin(), program_.steps.end(), [&](const ProgramStep& step) {
+      return step.kind == StepKind::stem_conv && step.input == index;
+    });
+  }
+
+  int copy_of(const ProgramStep& step, int index) {
+    const int copy = static_cast<int>(plan_->values.size());
+    plan_->values.push_back(value(index));
+    PlanValue& result = value(copy);
+    result.whole = kNoValue;
+    ResizeParams params{};
+    fill_images(params, result, result, {{}, result.height, result.width});
+    params.channels = result.channels;
+    params.mode = ResizeMode::nearest;
+    plan_->image_steps.push_back({params, index, copy, kNoValue, kNoValue, kNoValue, {}, {},
+                                  step.text_step, step.text_step, 0.0});
+    return copy;
   }
 
   StepParams params_of(const ProgramStep& step, const Sampling& sampling) {
@@ -118,6 +182,24 @@ class Planner {
         params.channels_in = input.channels;
         params.channels_out = output.channels;
         params.activation = step.activation;
+        if (step.bias != kNoValue) params.bias_image = output.channels;
+        return params;
+      }
+      case StepKind::dense_conv: {
+        plan_->multiply_adds += results * taps * input.channels;
+        DenseConvParams params{};
+        fill_images(params, input, output, sampling);
+        params.channels_in = input.channels;
+        params.channels_out = output.channels;
+        params.activation = step.activation;
+        return params;
+      }
+      case StepKind::resize: {
+        plan_->multiply_adds += results;
+        ResizeParams params{};
+        fill_images(params, input, output, sampling);
+        params.channels = input.channels;
+        params.mode = step.resize_mode;
         return params;
       }
       case StepKind::block: return block_params_of(step, sampling);
@@ -128,6 +210,7 @@ class Planner {
         params.channels = input.channels;
         return params;
       }
+      case StepKind::concat:
       case StepKind::linear: break;
     }
     plan_->multiply_adds += results * input.channels;
@@ -168,7 +251,7 @@ class Planner {
     params.width = input.width;
     params.height_out = output.height;
     params.width_out = output.width;
-    params.window = sampling.window;
+    if constexpr (!std::is_same_v<Params, ResizeParams>) params.window = sampling.window;
   }
 
   // A stem and the block without expansion behind it become one step, if nothing else reads what
@@ -193,6 +276,7 @@ class Planner {
     const auto* block = std::get_if<InvertedResidualParams>(&next.params);
     if (!std::holds_alternative<StemParams>(stem.params) || block == nullptr) return false;
     if (block->has_expand || block->residual || next.input != stem.output) return false;
+    if (plan_->values[stem.output].whole != kNoValue) return false;
     const auto& outputs = plan_->outputs;
     int readers = std::count(outputs.begin(), outputs.end(), stem.output);
     for (const auto* steps : {&plan_->image_steps, &plan_->batch_steps})
@@ -246,9 +330,7 @@ class Planner {
   Layout layout_of(int index) const {
     const PlanValue& placed = plan_->values[index];
     const int64_t pixels = placed.height * placed.width;
-    bool blocked = placed.place == PlanValue::Place::arena;
-    for (const PlanStep& step : plan_->image_steps)
-      if (step.input == index && std::holds_alternative<StemParams>(step.params)) blocked = false;
+    const bool blocked = placed.place == PlanValue::Place::arena && !is_read_by_stem(index);
     return blocked ? blocked_layout(placed.channels, pixels) : nhwc_layout(placed.channels, pixels);
   }
 
@@ -286,7 +368,10 @@ class Planner {
     }
     for (size_t index = 0; index < plan_->values.size(); ++index) {
       PlanValue& placed = value(static_cast<int>(index));
-      placed.layout = layout_of(static_cast<int>(index));
+      const PlanValue& whole = value(whole_of(static_cast<int>(index)));
+      placed.place = whole.place;
+      placed.layout = layout_of(whole_of(static_cast<int>(index)));
+      placed.first_of_whole *= placed.layout.block;
       if (placed.place != PlanValue::Place::batch) continue;
       placed.offset = plan_->batch_floats;
       plan_->batch_floats += round_up(placed.floats, kArenaAlignment);
@@ -294,22 +379,32 @@ class Planner {
     place_in_arena();
   }
 
+  // The value in whose memory this one lies: itself, if it is no part of another.
+  int whole_of(int index) const {
+    while (plan_->values[index].whole != kNoValue) index = plan_->values[index].whole;
+    return index;
+  }
+
   void place_in_arena() {
     const int steps = static_cast<int>(plan_->image_steps.size());
-    std::vector<int> last_read(plan_->values.size(), kNoValue);
+    std::vector<int> last_use(plan_->values.size(), kNoValue);
     for (int step = 0; step < steps; ++step) {
-      last_read[plan_->image_steps[step].input] = step;
-      if (plan_->image_steps[step].residual != kNoValue)
-        last_read[plan_->image_steps[step].residual] = step;
+      const PlanStep& user = plan_->image_steps[step];
+      for (const int index : {user.input, user.residual, user.output, user.partial_sums})
+        if (index != kNoValue) last_use[whole_of(index)] = step;
     }
+    std::vector<bool> is_placed(plan_->values.size(), false);
     ArenaPlacement arena(kArenaAlignment);
     for (int step = 0; step < steps; ++step) {
       arena.begin_step(step);
       const PlanStep& writer = plan_->image_steps[step];
-      for (const int index : {writer.output, writer.partial_sums})
-        if (index != kNoValue && value(index).place == PlanValue::Place::arena)
-          value(index).offset =
-              arena.place(value(index).layout.image, std::max(last_read[index], step));
+      for (const int written : {writer.output, writer.partial_sums}) {
+        if (written == kNoValue) continue;
+        const int index = whole_of(written);
+        if (value(index).place != PlanValue::Place::arena || is_placed[index]) continue;
+        is_placed[index] = true;
+        value(index).offset = arena.place(value(index).layout.image, last_use[index]);
+      }
     }
     plan_->arena_floats = arena.size();
   }

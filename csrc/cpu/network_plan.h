@@ -13,9 +13,14 @@
 
 namespace fastdw {
 
-using StepParams = std::variant<StemParams, DepthwiseParams, PointwiseParams,
+using StepParams = std::variant<StemParams, DepthwiseParams, PointwiseParams, DenseConvParams,
                                 InvertedResidualParams, StemBlockParams, GlobalPoolParams,
-                                LinearParams>;
+                                LinearParams, ResizeParams>;
+
+inline bool has_weights(const StepParams& params) {
+  return !std::holds_alternative<GlobalPoolParams>(params) &&
+         !std::holds_alternative<ResizeParams>(params);
+}
 
 // Where a blob of weights lies in the packed buffer.
 struct PlanBlob {
@@ -28,8 +33,9 @@ struct PlanBlob {
 struct PlanStep {
   StepParams params;
   int input, output, residual;
+  int bias;            // of a pointwise convolution whose images have one each, else kNoValue
   int partial_sums;    // of a block that is shared by hidden channels, else kNoValue
-  PlanBlob blob;       // no weights: global_pool
+  PlanBlob blob;       // where has_weights()
   PlanBlob stem_blob;  // of a StemBlockParams beside the block's
   int64_t first_text_step, last_text_step;  // the steps of the program's text, from 0
   double multiply_adds;  // of convolutions and linear layers, per image
@@ -44,6 +50,8 @@ struct PlanValue {
   Layout layout;       // of images; blocked between the steps
   int64_t offset = 0;  // per image; in the arena, or in the part that holds whole batches
   int output_index = kNoValue;
+  int whole = kNoValue;         // the map that this one is a part of, in whose memory it lies
+  int64_t first_of_whole = 0;  // where, in floats
 };
 
 // What the workers do together before they wait for each other: a step, or, where its hidden

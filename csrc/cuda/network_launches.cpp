@@ -189,6 +189,9 @@ LaunchList NetworkLaunches::launches(int index, const NetworkMemory& memory) con
     case StepKind::depthwise_conv: return depthwise_conv(step, weights, memory);
     case StepKind::pointwise_conv: return pointwise_conv(step, weights, memory);
     case StepKind::block: return block(step, weights, memory);
+    case StepKind::dense_conv:
+    case StepKind::resize:
+    case StepKind::concat: fail(step.step.where, ": only the CPU runs this step");
     case StepKind::global_pool:
     case StepKind::linear: break;
   }

@@ -94,8 +94,11 @@ class FusedModule(nn.Module):
             self._drop_cache()  # a fused optimizer may write the weights next, uncounted
         return fused_call(pattern, units, x, residual)
 
-    def _checked_units(self) -> tuple[Unit, ...]:
-        """``_fused_units()`` if they may stand for the children now, else raise ``NotFusable``."""
+    def _checked_units(self, pattern: str | None = None) -> tuple[Unit, ...]:
+        """``_fused_units()`` if they may stand for the children now, else raise ``NotFusable``.
+
+        ``pattern``: what is to run them, in place of ``_fused_pattern``.
+        """
         for child in self._fused_children():
             name = type(child).__name__
             if has_hooks(child):
@@ -105,7 +108,8 @@ class FusedModule(nn.Module):
             if "forward" in child.__dict__:
                 raise NotFusable(f"the child {name} has a forward of its own")
         units = self._fused_units()
-        check_units(self._fused_pattern, units, self._fused_conv_types, self._fused_norm_types)
+        conv_types, norm_types = self._fused_conv_types, self._fused_norm_types
+        check_units(pattern or self._fused_pattern, units, conv_types, norm_types)
         return units
 
     def _traced_forward(self, x: Proxy) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch.utils import _pytree as pytree
 
 from fastdw import backends, native
 from fastdw.nn.fused_module import is_transformed, op_tensors
+from fastdw.nn.units import Unit
 from fastdw.ops import triton_backend
-from fastdw.ops.program import CPU, parse_program
+from fastdw.ops.program import CPU, CPU_STEPS, Step, parse_program
 from fastdw.plan import packed_layout
 from fastdw.plan.record import Recording, record
 
@@ -26,12 +27,19 @@ def pack(recording: Recording) -> tuple[Tensor, str]:
     """
     blobs: list[Tensor | None] = []
     for step, units in zip(recording.program.steps, recording.units, strict=True):
-        blob = None
-        if units:
-            tensors = [None if t is None else t.float().cpu() for t in op_tensors(step.op, units)]
-            blob = getattr(torch.ops.fastdw, f"pack_{step.op}").default(*tensors)
-        blobs.append(blob)
+        blobs.append(_blob(step, units) if units else None)
     return packed_layout.join(blobs, recording.program, torch.device("cpu"))
+
+
+def _blob(step: Step, units: Sequence[Unit]) -> Tensor:
+    tensors = [None if t is None else t.float().cpu() for t in op_tensors(step.op, units)]
+    name = "pointwise_conv" if step.op in CPU_STEPS else step.op
+    if step.op == "dense_conv":  # as a 1x1 convolution, the taps one after another
+        weight = tensors[0]
+        assert weight is not None
+        tensors[0] = weight.permute(0, 2, 3, 1).reshape(step.channels_out, -1, 1, 1)
+    blob: Tensor = getattr(torch.ops.fastdw, f"pack_{name}").default(*tensors)
+    return blob
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -20,6 +20,8 @@ from fastdw import activation as activations
 from fastdw.nn.fused_module import ConvUnit, FusedModule, LinearUnit, NotFusable
 from fastdw.nn.units import Unit, check_units, conv_pattern
 from fastdw.ops.program import Program
+from fastdw.plan.joins import SETTINGS as JOIN_SETTINGS
+from fastdw.plan.joins import UPSAMPLINGS, Joins, dense_units
 from fastdw.plan.steps import PlanStep, activate, add_into, merge_blocks, step_of
 from fastdw.plan.trace import NotTraceable, Traced, trace_forward
 
@@ -85,6 +87,7 @@ SETTINGS: dict[Any, set[str]] = {
     **dict.fromkeys(DROPOUTS, {"p", "training", "inplace"}),
     **dict.fromkeys(MEANS, {"dim", "keepdim"}),
     **dict.fromkeys(FLATTENINGS, {"start_dim", "end_dim"}),
+    **JOIN_SETTINGS,
 }
 """Keyword arguments that functions may come with; with any other they are refused."""
 
@@ -118,8 +121,8 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class _Value:
-    """What a node of the graph holds.
+class Value:
+    """What a node of the graph holds (for more kinds, `like` and `parts` see `Joins`).
 
     Attributes:
         id: the value in the program; of a pooled one the map that is pooled.
@@ -132,14 +135,16 @@ class _Value:
     id: str
     kind: str
     node: fx.Node
+    like: str = ""
+    parts: tuple[Value, ...] = ()
 
 
-class _Recorder:
+class _Recorder(Joins):
     def __init__(self, model: nn.Module, traced: Traced) -> None:
         self.model, self.traced = model, traced
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.steps: list[PlanStep] = []
-        self.values: dict[fx.Node, _Value] = {}
+        self.values: dict[fx.Node, Value] = {}
         self.outputs: list[str] = []
         self.structure: pytree.TreeSpec | None = None
 
@@ -177,7 +182,7 @@ class _Recorder:
             return
         if any(value.id == "x" for value in self.values.values()):
             raise NotPlannable("forward takes more than one input")
-        self.values[node] = _Value("x", "map", node)
+        self.values[node] = Value("x", "map", node)
 
     def _module(self, node: fx.Node, module: nn.Module) -> None:
         name, kind = str(node.target), type(module)
@@ -191,7 +196,10 @@ class _Recorder:
             try:
                 units, pattern = module._checked_units(), module._fused_pattern
             except NotFusable as error:
-                raise NotPlannable(f"{name}: {error}") from error
+                dense = dense_units(module)
+                if dense is None:
+                    raise NotPlannable(f"{name}: {error}") from error
+                units, pattern = dense, "dense_conv"
             self._step(node, source, pattern, units, module._fused_residual(), name)
         elif kind in INERT_TYPES:
             self.values[node] = source
@@ -213,8 +221,14 @@ class _Recorder:
                 pattern = conv_pattern(unit)
                 check_units(pattern, (unit,))
             except NotFusable as error:
-                raise NotPlannable(f"{name}: {error}") from error
+                if dense_units(module) is None:
+                    raise NotPlannable(f"{name}: {error}") from error
+                pattern = "dense_conv"
             self._step(node, source, pattern, (unit,), False, name)
+        elif kind is nn.BatchNorm2d and self._normalize(node, source, module):
+            pass
+        elif kind in UPSAMPLINGS and self._upsample(node, source, module):
+            pass
         elif activation is not None:
             self._activate(node, source, activation)
         else:
@@ -232,6 +246,8 @@ class _Recorder:
             self.values[node] = source
         elif target in ACTIVATION_FUNCTIONS:
             self._activate(node, source, ACTIVATION_FUNCTIONS[target])
+        elif self._join(node, source):
+            pass
         elif target in ADDITIONS and len(sources) == len(node.args) == 2:
             self._add(node, source, sources[1])
         elif target is F.adaptive_avg_pool2d and arguments in ((1,), ((1, 1),), ([1, 1],)):
@@ -241,13 +257,13 @@ class _Recorder:
         elif target in FLATTENINGS and _flattens_after_batch(node):
             self._flatten(node, source, node.name)
         elif target in ("size", getattr) or (target is operator.getitem and source.kind == "shape"):
-            self.values[node] = _Value(source.id, _size(target, source.kind, arguments), node)
+            self.values[node] = Value(source.id, _size(target, source.kind, arguments), node)
         elif target in ("view", "reshape", torch.reshape) and self._is_flat(arguments, source):
             self._flatten(node, source, node.name)
         else:
             raise NotPlannable(f"{node.name}: {_name(target)} has no step")
 
-    def _is_flat(self, shape: tuple[Any, ...], source: _Value) -> bool:
+    def _is_flat(self, shape: tuple[Any, ...], source: Value) -> bool:
         """Say whether a view of `source` as `shape` is [batch, channels]."""
         if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
             shape = tuple(shape[0])
@@ -262,31 +278,40 @@ class _Recorder:
     def _step(
         self,
         node: fx.Node,
-        source: _Value,
+        source: Value,
         pattern: str,
         units: tuple[Unit, ...],
         residual: bool,
         name: str,
     ) -> None:
+        if pattern == "pointwise_conv" and source.kind in ("pooled", "cell"):
+            self.values[node] = self._pointwise_on_pooled(node, source, units)
+            return
+        if pattern == "pointwise_conv" and source.kind == "mixed":
+            source = self._pointwise_on_mixed(node, source, units)
+            if source.kind == "map":
+                self.values[node] = source
+                return
+        source = self._as_map(node, source) or source
         if source.kind != "map":
             raise NotPlannable(f"{name}: expected an image or a feature map, got a {source.kind}")
-        value = str(len(self.values))
+        value = self._new_id()
         self.steps.append(step_of(pattern, units, source.id, value, residual))
         kind = "vector" if pattern == "classifier_head" else "map"
-        self.values[node] = _Value(value, kind, node)
+        self.values[node] = Value(value, kind, node)
 
-    def _pool(self, node: fx.Node, source: _Value, flatten: bool, name: str) -> None:
+    def _pool(self, node: fx.Node, source: Value, flatten: bool, name: str) -> None:
         if source.kind != "map" or source.id == "x":
             raise NotPlannable(f"{name}: pools something else than a feature map")
-        self.values[node] = _Value(source.id, "flat" if flatten else "pooled", node)
+        self.values[node] = Value(source.id, "flat" if flatten else "pooled", node)
 
-    def _flatten(self, node: fx.Node, source: _Value, name: str) -> None:
+    def _flatten(self, node: fx.Node, source: Value, name: str) -> None:
         if source.kind not in FLATTENED:
             raise NotPlannable(f"{name}: flattens a {source.kind}")
         kind = "flat" if source.kind == "pooled" else source.kind
         self.values[node] = replace(source, kind=kind, node=node)
 
-    def _mean(self, node: fx.Node, source: _Value) -> None:
+    def _mean(self, node: fx.Node, source: Value) -> None:
         axes = _argument(node, 1, "dim", None)
         keeps = bool(_argument(node, 2, "keepdim", False))
         if isinstance(axes, (tuple, list)):
@@ -294,23 +319,23 @@ class _Recorder:
         if source.kind == "map" and axes in ((2, 3), (3, 2), (-2, -1), (-1, -2)):
             self._pool(node, source, not keeps, node.name)
         elif source.kind == "map" and axes in (3, -1) and not keeps:
-            self.values[node] = _Value(source.id, "rows", node)
+            self.values[node] = Value(source.id, "rows", node)
         elif source.kind == "rows" and axes in (2, -1) and not keeps:
-            self.values[node] = _Value(source.id, "flat", node)
+            self.values[node] = Value(source.id, "flat", node)
         else:
             raise NotPlannable(f"{node.name}: a mean that is no global average pool")
 
-    def _activate(self, node: fx.Node, source: _Value, activation: str) -> None:
+    def _activate(self, node: fx.Node, source: Value, activation: str) -> None:
         index = self._only_reader(node, source)
         step = None if index is None else activate(self.steps[index], activation)
-        if source.kind != "map":
+        if source.kind not in ("map", "cell"):
             step = None
         if index is None or step is None:
             raise NotPlannable(f"{node.name}: {activation} has no step before it to join")
         self.steps[index] = step
         self.values[node] = replace(source, node=node)
 
-    def _add(self, node: fx.Node, left: _Value, right: _Value | None) -> None:
+    def _add(self, node: fx.Node, left: Value, right: Value | None) -> None:
         """Let the later of the two steps add the other value."""
         assert right is not None
         order = {"x": -1, **{s.step.output: index for index, s in enumerate(self.steps)}}
@@ -326,18 +351,18 @@ class _Recorder:
         raise NotPlannable(f"{node.name}: this addition has no step before it to join")
 
     def _channels(self, value: str) -> int:
-        widths = {s.step.output: s.step.channels_out for s in self.steps}
+        widths = {s.step.output: s.step.channels_out or s.step.channels for s in self.steps}
         readers = (s.step.channels_in for s in self.steps if s.step.input == "x")
         return widths.get(value) or next(readers, 0)
 
-    def _only_reader(self, node: fx.Node, source: _Value) -> int | None:
+    def _only_reader(self, node: fx.Node, source: Value) -> int | None:
         """The step that computes `source`, if nothing but `node` reads it."""
         if any(len(holder.users) != 1 for holder in self._holders(node, source)):
             return None
         outputs = [s.step.output for s in self.steps]
         return outputs.index(source.id) if source.id in outputs else None
 
-    def _holders(self, node: fx.Node, source: _Value) -> list[fx.Node]:
+    def _holders(self, node: fx.Node, source: Value) -> list[fx.Node]:
         """The nodes that hand `source` on to `node`, back to the one that computes it."""
         holder = next(n for n in node.all_input_nodes if self.values.get(n) is source)
         holders = [holder]
@@ -346,7 +371,7 @@ class _Recorder:
             holders.append(holder)
         return holders
 
-    def _overwrites(self, node: fx.Node, source: _Value) -> bool:
+    def _overwrites(self, node: fx.Node, source: Value) -> bool:
         """Say whether something still reads `source` after `node` has added to it in place."""
         later = {user for holder in self._holders(node, source) for user in holder.users}
         return node.target in ADDITIONS_IN_PLACE and any(node < user for user in later)
@@ -360,7 +385,7 @@ class _Recorder:
             value = self.values[leaf.node]
             if value.kind == "flat":
                 if value.id not in pooled:
-                    pooled[value.id] = str(len(self.values) + len(pooled))
+                    pooled[value.id] = self._new_id()
                     self.steps.append(
                         PlanStep.pool(value.id, pooled[value.id], self._channels(value.id))
                     )

@@ -16,6 +16,8 @@ LAST_ACTIVATION = {
     "stem_conv": "activation",
     "depthwise_conv": "activation",
     "pointwise_conv": "activation",
+    "biased_pointwise_conv": "activation",
+    "dense_conv": "activation",
     "separable_block": "pointwise_activation",
     "inverted_residual": "project_activation",
 }
@@ -112,9 +114,9 @@ def merge_blocks(steps: Sequence[PlanStep], outputs: Sequence[str]) -> list[Plan
     """Join depthwise and 1x1 steps that only feed each other into blocks."""
     readers = Counter(outputs)
     for planned in steps:
-        readers[planned.step.input] += 1
-        if planned.step.op == "pointwise_conv" and planned.adds:
-            readers[planned.step.residual] += 1
+        readers.update(planned.step.inputs)
+        if planned.step.like != "-":  # its size is read: it must be there
+            readers[planned.step.like] += 1
     merged: list[PlanStep] = []
     for planned in steps:
         taken, block = _block(merged, planned, readers)

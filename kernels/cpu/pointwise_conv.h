@@ -41,6 +41,7 @@ void pointwise_part(const PointwiseParams& params, const PointwisePart& part, fl
       block_pixels(x, from, pixels, params.channels_in, scratch, call.a_block);
     }
     call.weights = params.weights;
+    call.weights.bias += part.image * params.bias_image;
     call.depth = params.channels_in;
     call.channels_out = params.channels_out;
     call.first_block = part.first_block;
