@@ -44,6 +44,16 @@ struct ProgramStep {
   Activation expand_activation = Activation::none;
   Activation depthwise_activation = Activation::none;
   Activation activation = Activation::none;  // of the last convolution
+
+  // The weights of a dense convolution lie as those of a 1x1 convolution of its K channels.
+  BlobShape blob_shape() const {
+    BlobShape held = shape;
+    if (kind != StepKind::dense_conv) return held;
+    held.channels_in = checked_product(where.c_str(), {held.kernel_h, held.kernel_w,
+                                                       held.channels_in});
+    held.kernel_h = held.kernel_w = 0;
+    return held;
+  }
 };
 
 struct ProgramValue {

@@ -4,9 +4,9 @@
 #include <list>
 #include <mutex>
 
-#include "csrc/arena_placement.h"
 #include "csrc/cpu/chosen_blocking.h"
 #include "csrc/cpu/hidden_shares.h"
+#include "csrc/cpu/value_placement.h"
 #include "csrc/params_from_tensors.h"
 #include "csrc/reusable_buffer.h"
 
@@ -14,7 +14,6 @@ namespace fastdw {
 namespace {
 
 constexpr size_t kCachedPlans = 64;
-constexpr int64_t kArenaAlignment = kCacheLineBytes / sizeof(float);
 
 class Planner {
  public:
@@ -85,21 +84,11 @@ class Planner {
     auto& steps = step.kind == StepKind::linear ? plan_->batch_steps : plan_->image_steps;
     const double before = plan_->multiply_adds;
     const StepParams params = params_of(step, sampling);
-    const PlanBlob blob{step.blob_kind, blob_shape_of(step), step.weights_offset};
+    const PlanBlob blob{step.blob_kind, step.blob_shape(), step.weights_offset};
     // A pool only adds, and what a resize multiplies counts as little.
     const double multiply_adds = has_weights(params) ? plan_->multiply_adds - before : 0.0;
     steps.push_back({params, step.input, step.output, step.residual, step.bias, kNoValue, blob, {},
                      step.text_step, step.text_step, multiply_adds});
-  }
-
-  // The weights of a dense convolution lie as those of a 1x1 convolution of its K channels.
-  static BlobShape blob_shape_of(const ProgramStep& step) {
-    BlobShape shape = step.shape;
-    if (step.kind != StepKind::dense_conv) return shape;
-    shape.channels_in = checked_product(
-        step.where.c_str(), {shape.kernel_h, shape.kernel_w, shape.channels_in});
-    shape.kernel_h = shape.kernel_w = 0;
-    return shape;
   }
 
   int64_t size_after(const ProgramStep& step, int64_t size, int64_t scale,
@@ -368,45 +357,15 @@ class Planner {
     }
     for (size_t index = 0; index < plan_->values.size(); ++index) {
       PlanValue& placed = value(static_cast<int>(index));
-      const PlanValue& whole = value(whole_of(static_cast<int>(index)));
+      const PlanValue& whole = value(whole_of(*plan_, static_cast<int>(index)));
       placed.place = whole.place;
-      placed.layout = layout_of(whole_of(static_cast<int>(index)));
+      placed.layout = layout_of(whole_of(*plan_, static_cast<int>(index)));
       placed.first_of_whole *= placed.layout.block;
       if (placed.place != PlanValue::Place::batch) continue;
       placed.offset = plan_->batch_floats;
       plan_->batch_floats += round_up(placed.floats, kArenaAlignment);
     }
-    place_in_arena();
-  }
-
-  // The value in whose memory this one lies: itself, if it is no part of another.
-  int whole_of(int index) const {
-    while (plan_->values[index].whole != kNoValue) index = plan_->values[index].whole;
-    return index;
-  }
-
-  void place_in_arena() {
-    const int steps = static_cast<int>(plan_->image_steps.size());
-    std::vector<int> last_use(plan_->values.size(), kNoValue);
-    for (int step = 0; step < steps; ++step) {
-      const PlanStep& user = plan_->image_steps[step];
-      for (const int index : {user.input, user.residual, user.output, user.partial_sums})
-        if (index != kNoValue) last_use[whole_of(index)] = step;
-    }
-    std::vector<bool> is_placed(plan_->values.size(), false);
-    ArenaPlacement arena(kArenaAlignment);
-    for (int step = 0; step < steps; ++step) {
-      arena.begin_step(step);
-      const PlanStep& writer = plan_->image_steps[step];
-      for (const int written : {writer.output, writer.partial_sums}) {
-        if (written == kNoValue) continue;
-        const int index = whole_of(written);
-        if (value(index).place != PlanValue::Place::arena || is_placed[index]) continue;
-        is_placed[index] = true;
-        value(index).offset = arena.place(value(index).layout.image, last_use[index]);
-      }
-    }
-    plan_->arena_floats = arena.size();
+    place_in_arena(*plan_);
   }
 
   Program program_;

@@ -199,6 +199,19 @@ class Program:
         dtypes = {f"cuda_{name}": dtype for dtype, name in DTYPE_NAMES.items()}
         return dtypes[self.target]
 
+    def gpu_reason(self) -> str | None:
+        """Why no GPU runs these steps, or None."""
+        vectors: set[str] = set()
+        ops = []
+        for step in self.steps:
+            if step.op == "global_pool" or step.input in vectors:
+                vectors.add(step.output)
+                if step.op == "pointwise_conv":
+                    ops.append("pointwise_conv on [batch, channels]")
+            if step.op in CPU_STEPS:
+                ops.append(step.op)
+        return f"only the CPU runs {', '.join(sorted({*ops}))}" if ops else None
+
     def __str__(self) -> str:
         head = (
             f"fastdw-program version={VERSION} channels={self.channels} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,10 @@ from fastdw.nn.fused_module import ConvUnit, FusedModule, NotFusable
 from fastdw.nn.units import Unit, check_units
 from fastdw.ops.program import Step
 from fastdw.plan.steps import PlanStep, step_of
-
-if TYPE_CHECKING:
-    from fastdw.plan.record import Value
+from fastdw.plan.values import Value
 
 CHANNEL_BLOCK = 16
+POOLED = ("pooled", "pooled input", "cell")
 CONCATENATIONS: tuple[Any, ...] = (torch.cat, torch.concat, torch.concatenate)
 ADDITIONS: tuple[Any, ...] = (operator.add, torch.add)
 
@@ -239,7 +238,7 @@ class Joins:
     def _pointwise_on_pooled(self, node: fx.Node, source: Value, units: tuple[Unit, ...]) -> Value:
         """A 1x1 convolution of a global average pool."""
         vector = source.id
-        if source.kind == "pooled":
+        if source.kind != "cell":
             vector = self._new_id()
             self.steps.append(PlanStep.pool(source.id, vector, self._channels(source.id)))
         return self._add_step(node, step_of("pointwise_conv", units, vector, "", False), "cell")

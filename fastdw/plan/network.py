@@ -15,7 +15,7 @@ from fastdw.nn.units import Unit
 from fastdw.ops import triton_backend
 from fastdw.ops.program import CPU, CPU_STEPS, Step, parse_program
 from fastdw.plan import packed_layout
-from fastdw.plan.record import Recording, record
+from fastdw.plan.record import NotPlannable, Recording, record
 
 
 def pack(recording: Recording) -> tuple[Tensor, str]:
@@ -115,6 +115,9 @@ class PlannedNetwork(nn.Module):
         self.backend = backend
         packed, self.program = pack(recording)
         device, dtype = placement(model)
+        reason = None if device.type == "cpu" else recording.program.gpu_reason()
+        if reason is not None:
+            raise NotPlannable(reason)
         self.structure: pytree.TreeSpec = recording.structure
         self.places = recording.places
         self.image = recording.image
@@ -168,13 +171,16 @@ class PlannedNetwork(nn.Module):
         if x.device != packed.device:
             return f"x: expected a tensor on {packed.device}, got one on {x.device}"
         if not x.is_cpu and not self._on_gpu:
-            return f"x: no planned network runs on {x.device}: {gpu_reason(self.backend)}"
+            return f"x: no planned network runs on {x.device}: {self._gpu_reason()}"
         if x.requires_grad and torch.is_grad_enabled():
             return "x: expected no requires_grad, a planned network has no gradient"
         backend = self._backend_in_use()
         if backend in ("auto", "cpp") or (backend == "triton" and self._on_gpu):
             return None
         return f"backend: {backend} has no planned network" + " on the CPU" * (backend == "triton")
+
+    def _gpu_reason(self) -> str | None:
+        return parse_program(self.program).gpu_reason() or gpu_reason(self.backend)
 
     @property
     def _on_gpu(self) -> bool:
@@ -200,6 +206,9 @@ class PlannedNetwork(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PlannedNetwork:
         probe = fn(torch.empty(0, dtype=self.dtype))
         goes_to_cuda = probe.is_cuda and probe.dtype in packed_layout.DTYPES
+        stays = goes_to_cuda and parse_program(self.program).gpu_reason()
+        if not self._model and stays:
+            raise RuntimeError(f"{stays}: optimize(..., keep_weights=True) keeps weights to move")
         if not self._model and not goes_to_cuda:
             if probe.dtype is not torch.float32 or probe.device.type != "cpu":
                 raise RuntimeError(
@@ -207,7 +216,7 @@ class PlannedNetwork(nn.Module):
                     f"{probe.device}: optimize(..., keep_weights=True) keeps weights that can move"
                 )
         super()._apply(fn, recurse)
-        loaded = goes_to_cuda and gpu_reason(self.backend) is None
+        loaded = goes_to_cuda and self._gpu_reason() is None
         self._rearrange(probe.dtype if loaded else None)
         return self
 

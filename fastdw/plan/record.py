@@ -20,10 +20,11 @@ from fastdw import activation as activations
 from fastdw.nn.fused_module import ConvUnit, FusedModule, LinearUnit, NotFusable
 from fastdw.nn.units import Unit, check_units, conv_pattern
 from fastdw.ops.program import Program
+from fastdw.plan.joins import POOLED, UPSAMPLINGS, Joins, dense_units
 from fastdw.plan.joins import SETTINGS as JOIN_SETTINGS
-from fastdw.plan.joins import UPSAMPLINGS, Joins, dense_units
 from fastdw.plan.steps import PlanStep, activate, add_into, merge_blocks, step_of
 from fastdw.plan.trace import NotTraceable, Traced, trace_forward
+from fastdw.plan.values import Value, argument, flattens_after_batch, kind_of_size, name_of
 
 
 class NotPlannable(Exception):
@@ -118,25 +119,6 @@ def _is_leaf(module: nn.Module) -> bool:
     if kind in POOLING and POOLING[kind](module) is not None:
         return True
     return kind.__module__.startswith("torch.nn.") and kind is not nn.Sequential
-
-
-@dataclass(frozen=True)
-class Value:
-    """What a node of the graph holds (for more kinds, `like` and `parts` see `Joins`).
-
-    Attributes:
-        id: the value in the program; of a pooled one the map that is pooled.
-        kind: "map" [N, C, H, W], "pooled" [N, C, 1, 1] not computed yet, "flat" the same as [N, C],
-            "rows" [N, C, H] (the mean over width), "vector" [N, C] computed; of a tensor also its
-            "shape", its "batch" size, or another "size" or attribute, which nothing can use.
-        node: the node that computed it, before those that only hand it on.
-    """
-
-    id: str
-    kind: str
-    node: fx.Node
-    like: str = ""
-    parts: tuple[Value, ...] = ()
 
 
 class _Recorder(Joins):
@@ -241,8 +223,8 @@ class _Recorder(Joins):
         unknown = node.kwargs.keys() - SETTINGS.get(target, set())
         if source is None or unknown:
             with_them = f" with {', '.join(sorted(unknown))}" if unknown else ""
-            raise NotPlannable(f"{node.name}: {_name(target)}{with_them} has no step")
-        if target in DROPOUTS and _argument(node, 2, "training", True) is False:
+            raise NotPlannable(f"{node.name}: {name_of(target)}{with_them} has no step")
+        if target in DROPOUTS and argument(node, 2, "training", True) is False:
             self.values[node] = source
         elif target in ACTIVATION_FUNCTIONS:
             self._activate(node, source, ACTIVATION_FUNCTIONS[target])
@@ -254,14 +236,14 @@ class _Recorder(Joins):
             self._pool(node, source, False, node.name)
         elif target in MEANS:
             self._mean(node, source)
-        elif target in FLATTENINGS and _flattens_after_batch(node):
+        elif target in FLATTENINGS and flattens_after_batch(node):
             self._flatten(node, source, node.name)
         elif target in ("size", getattr) or (target is operator.getitem and source.kind == "shape"):
-            self.values[node] = Value(source.id, _size(target, source.kind, arguments), node)
+            self.values[node] = Value(source.id, kind_of_size(target, source.kind, arguments), node)
         elif target in ("view", "reshape", torch.reshape) and self._is_flat(arguments, source):
             self._flatten(node, source, node.name)
         else:
-            raise NotPlannable(f"{node.name}: {_name(target)} has no step")
+            raise NotPlannable(f"{node.name}: {name_of(target)} has no step")
 
     def _is_flat(self, shape: tuple[Any, ...], source: Value) -> bool:
         """Say whether a view of `source` as `shape` is [batch, channels]."""
@@ -284,7 +266,7 @@ class _Recorder(Joins):
         residual: bool,
         name: str,
     ) -> None:
-        if pattern == "pointwise_conv" and source.kind in ("pooled", "cell"):
+        if pattern == "pointwise_conv" and source.kind in POOLED:
             self.values[node] = self._pointwise_on_pooled(node, source, units)
             return
         if pattern == "pointwise_conv" and source.kind == "mixed":
@@ -301,9 +283,12 @@ class _Recorder(Joins):
         self.values[node] = Value(value, kind, node)
 
     def _pool(self, node: fx.Node, source: Value, flatten: bool, name: str) -> None:
-        if source.kind != "map" or source.id == "x":
+        kind = "flat" if flatten else "pooled"
+        if source.id == "x" and self._channels("x"):
+            kind = "pooled input"  # which only a 1x1 convolution reads
+        elif source.kind != "map" or source.id == "x":
             raise NotPlannable(f"{name}: pools something else than a feature map")
-        self.values[node] = Value(source.id, "flat" if flatten else "pooled", node)
+        self.values[node] = Value(source.id, kind, node)
 
     def _flatten(self, node: fx.Node, source: Value, name: str) -> None:
         if source.kind not in FLATTENED:
@@ -312,8 +297,8 @@ class _Recorder(Joins):
         self.values[node] = replace(source, kind=kind, node=node)
 
     def _mean(self, node: fx.Node, source: Value) -> None:
-        axes = _argument(node, 1, "dim", None)
-        keeps = bool(_argument(node, 2, "keepdim", False))
+        axes = argument(node, 1, "dim", None)
+        keeps = bool(argument(node, 2, "keepdim", False))
         if isinstance(axes, (tuple, list)):
             axes = tuple(axes)
         if source.kind == "map" and axes in ((2, 3), (3, 2), (-2, -1), (-1, -2)):
@@ -396,28 +381,3 @@ class _Recorder(Joins):
                 raise NotPlannable(f"output: a {value.kind} is no output that a step computes")
         if not leaves:
             raise NotPlannable("output: no tensor")
-
-
-def _flattens_after_batch(node: fx.Node) -> bool:
-    axes = _argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1)
-    return axes in ((1, -1), (1, 3))
-
-
-def _size(target: Any, kind: str, arguments: tuple[Any, ...]) -> str:
-    """The kind of `.size(...)`, of an attribute, or of an item of a shape."""
-    if kind in ("batch", "size"):
-        return "size"
-    whole = ("shape",) if target is getattr else ()
-    if kind != "shape" and arguments == whole:
-        return "shape"
-    return "batch" if target is not getattr and arguments == (0,) else "size"
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(name, default)
-
-
-def _name(target: Any) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
