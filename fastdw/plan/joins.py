@@ -15,7 +15,7 @@ from fastdw.nn.fused_module import ConvUnit, FusedModule, NotFusable
 from fastdw.nn.units import Unit, check_units
 from fastdw.ops.program import Step
 from fastdw.plan.steps import PlanStep, step_of
-from fastdw.plan.values import Value
+from fastdw.plan.values import NotPlannable, Value
 
 CHANNEL_BLOCK = 16
 POOLED = ("pooled", "pooled input", "cell")
@@ -155,6 +155,13 @@ class Joins:
         known = [p for p in parts if p is not None and p.kind in ("map", "broadcast")]
         if len(known) != len(listed) or any(p.id == "x" for p in known):
             return None
+        widths = [self._channels(p.id) for p in known if p.kind == "map"]
+        uneven = [width for width in widths[:-1] if width % CHANNEL_BLOCK]
+        if uneven:
+            raise NotPlannable(
+                f"{node.name}: a part of {uneven[0]} channels, not a multiple of {CHANNEL_BLOCK}, "
+                "stands before another"
+            )
         mixed = replace(known[0], kind="mixed", node=node, parts=tuple(known))
         if any(p.kind == "broadcast" for p in known):
             return mixed
@@ -166,7 +173,7 @@ class Joins:
         widths = [self._channels(part.id) for part in maps]
         ids = [part.id for part in maps]
         if any(width % CHANNEL_BLOCK for width in widths[:-1]) or len({*ids}) != len(ids):
-            return None
+            return None  # a vector's channels between them
         step = Step("concat", ",".join(ids), self._new_id(), channels=sum(widths))
         return self._weightless(node, maps[0], step)
 

@@ -24,11 +24,14 @@ from fastdw.plan.joins import POOLED, UPSAMPLINGS, Joins, dense_units
 from fastdw.plan.joins import SETTINGS as JOIN_SETTINGS
 from fastdw.plan.steps import PlanStep, activate, add_into, merge_blocks, step_of
 from fastdw.plan.trace import NotTraceable, Traced, trace_forward
-from fastdw.plan.values import Value, argument, flattens_after_batch, kind_of_size, name_of
-
-
-class NotPlannable(Exception):
-    """Why a network cannot run as one op; the message names the layer."""
+from fastdw.plan.values import (
+    NotPlannable,
+    Value,
+    argument,
+    flattens_after_batch,
+    kind_of_size,
+    name_of,
+)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,10 @@ from typing import Any
 from torch import fx
 
 
+class NotPlannable(Exception):
+    """Why a network cannot run as one op; the message names the layer."""
+
+
 @dataclass(frozen=True)
 class Value:
     """What a node of the graph holds (for more kinds, `like` and `parts` see `Joins`).
