@@ -146,7 +146,7 @@ def test_the_report_says_what_runs_a_dense_convolution() -> None:
     }
     model(x)
     assert fused_ops(lambda: model(x)) == {"stem_conv_packed": 1}
-    planned = fastdw.optimize(model[:2], x)
+    planned = fastdw.optimize(model[:2].eval(), x)
     assert planned.report.planned and rows(planned.report)["1"] == (True, Reason.PLANNED)
     assert planned.report.rows[1].backend == "cpp"
     unet = fastdw.optimize(built(Unet()), torch.randn(1, 3, 32, 32))
