@@ -12,8 +12,9 @@ from nn_checks import fused_ops, randomize
 from torch import Tensor, nn
 
 import fastdw
+from fastdw.benchmark.torch_steps import TorchSteps
 from fastdw.convert.report import Reason
-from fastdw.nn import ConvBNAct, InvertedResidual
+from fastdw.nn import ConvBNAct, DepthwiseConvBNAct, InvertedResidual, PointwiseConvBNAct
 from fastdw.ops.program import parse_program
 from fastdw.plan import PlannedNetwork, network
 from fastdw.plan.record import NotPlannable, record
@@ -224,3 +225,42 @@ def test_symbolic_sizes_stay_small(padding: str) -> None:
     for stride in (2, 1, 1, 1, 1):
         height, width = output_size((height, width), (3, 3), (stride,) * 2, sides, (1, 1))
     assert width == 16 and len(str(height)) < 60
+
+
+class Tapped(nn.Module):
+    """A depthwise result that a 1x1 convolution reads, and something else or its size."""
+
+    def __init__(self, size_alone: bool) -> None:
+        super().__init__()
+        self.stem = ConvBNAct(3, 16, stride=2)
+        self.depthwise = DepthwiseConvBNAct(16, stride=2)
+        self.project = PointwiseConvBNAct(16, 32)
+        self.small = ConvBNAct(32, 16, stride=2)
+        self.size_alone = size_alone
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.depthwise(self.stem(x))
+        y = self.project(hidden)
+        if self.size_alone:
+            return F.interpolate(self.small(y), hidden.shape[2:], mode="bilinear")
+        return torch.cat([y, hidden], 1)
+
+
+@pytest.mark.parametrize("size_alone", [False, True])
+@torch.no_grad()
+def test_what_a_join_reads_is_not_swallowed_by_a_block(size_alone: bool) -> None:
+    model, x = built(Tapped(size_alone)), torch.randn(2, 3, 36, 28)
+    fast = fastdw.optimize(model, x, strict=True)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_torch_runs_the_steps_to_the_same_end(name: str) -> None:
+    """What `fastdw bench --layers` holds each step against."""
+    model, x = built(MODELS[name]()), torch.randn(2, 3, 64, 64)
+    expected = model(x)
+    fastdw.convert(model)
+    outputs, seconds = TorchSteps(record(model)).run(x)
+    torch.testing.assert_close(outputs[0], expected, rtol=1e-4, atol=1e-5)
+    assert {"dense_conv", "resize", "concat"} <= {op for _, op in seconds}

@@ -116,7 +116,7 @@ class TorchSteps:
     def _layers(
         self, step: Step, units: tuple[Unit, ...], y: Tensor, values: dict[str, Tensor]
     ) -> Tensor:
-        for unit in units:
+        for unit in _with_activations(step, units):
             if isinstance(unit, ConvUnit) and y.dim() == 2:
                 y = convolve(unit, y[:, :, None, None]).flatten(1)
             elif isinstance(unit, ConvUnit) and step.bias != "-":
@@ -131,6 +131,21 @@ class TorchSteps:
         elif step.op == "pointwise_conv" and step.residual != "-":
             y += values[step.residual]
         return y
+
+
+def _with_activations(step: Step, units: tuple[Unit, ...]) -> list[Unit]:
+    """The units with the step's activations: it may have taken one from a layer behind a unit."""
+    names = {
+        "separable_block": ("depthwise_activation", "pointwise_activation"),
+        "inverted_residual": (
+            *(("expand_activation",) if step.expand else ()),
+            *("depthwise_activation", "project_activation"),
+        ),
+    }.get(step.op, ("activation",))
+    return [
+        replace(unit, activation=getattr(step, name)) if isinstance(unit, ConvUnit) else unit
+        for unit, name in zip(units, names, strict=bool(units))
+    ]
 
 
 def _reads(step: Step) -> list[str]:
