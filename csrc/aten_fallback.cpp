@@ -30,6 +30,8 @@ Tensor activate(const Tensor& x, const std::string& activation) {
     case Activation::relu6: return call("aten::relu6", "", x);
     case Activation::hardswish: return call("aten::hardswish", "", x);
     case Activation::silu: return call("aten::silu", "", x);
+    case Activation::hardsigmoid:
+    case Activation::sigmoid: break;  // gates: no op takes them
   }
   return x;
 }

@@ -85,6 +85,10 @@ class Fields {
     return parse_activation((where_ + ": " + key).c_str(), std::string(text(key)));
   }
 
+  Activation linear_activation(const char* key) {
+    return parse_linear_activation((where_ + ": " + key).c_str(), std::string(text(key)));
+  }
+
   bool flag(std::string_view key) {
     const std::string_view value = text(key);
     FASTDW_CHECK(value == "0" || value == "1", where_, ": ", key, ": expected 0 or 1, got \"",
@@ -150,13 +154,17 @@ class ProgramParser {
     ProgramStep step;
     step.where = fields.where();
     step.text_step = static_cast<int64_t>(line_number) - 2;
-    step.input = find_value(step.where + ": in", fields.text("in"));
+    const std::vector<std::string_view> inputs = split(fields.text("in"), ',');
+    for (const std::string_view input : inputs)
+      step.parts.push_back(find_value(step.where + ": in", input));
+    step.input = step.parts.front();
+    FASTDW_CHECK(inputs.size() == 1 || name == "concat", step.where, ": in: expected one value");
     const std::string_view out = fields.text("out");
     FASTDW_CHECK(!out.empty() && ids_.count(out) == 0, step.where, ": out=", out,
                  ": expected a value that does not exist yet");
-    if (name == "global_pool") {
-      step.kind = StepKind::global_pool;
+    if (name == "global_pool" || name == "resize" || name == "concat") {
       step.shape.channels_in = step.shape.channels_out = fields.number("channels", 1);
+      read_weightless(name, fields, step);
     } else {
       step.shape.channels_in = fields.number("channels_in", 1);
       step.shape.channels_out = fields.number("channels_out", 1);
@@ -168,7 +176,49 @@ class ProgramParser {
     }
     fields.finish();
     check_input(step);
+    FASTDW_CHECK(program_.target == "cpu" || !is_for_cpu_alone(step), step.where,
+                 ": only the CPU runs this step");
     store(std::move(step), out);
+  }
+
+  void read_weightless(const std::string& name, Fields& fields, ProgramStep& step) {
+    if (name == "global_pool") {
+      step.kind = StepKind::global_pool;
+    } else if (name == "resize") {
+      step.kind = StepKind::resize;
+      const std::string_view like = fields.text("like");
+      if (like != "-") step.like = find_value(step.where + ": like", like);
+      step.stride = fields.numbers("scale", 2, 1);
+      step.resize_mode = resize_mode(step.where, fields.text("mode"));
+    } else {
+      step.kind = StepKind::concat;
+      check_parts(step);
+    }
+  }
+
+  static ResizeMode resize_mode(const std::string& where, std::string_view name) {
+    if (name == "nearest") return ResizeMode::nearest;
+    if (name == "bilinear") return ResizeMode::bilinear;
+    FASTDW_CHECK(name == "bilinear_aligned", where, ": mode: expected nearest, bilinear or ",
+                 "bilinear_aligned, got \"", name, "\"");
+    return ResizeMode::bilinear_aligned;
+  }
+
+  // The parts lie in blocks of 16 channels one after the other: only the last may end within one.
+  void check_parts(const ProgramStep& step) const {
+    int64_t channels = 0;
+    for (const int part : step.parts) {
+      const ProgramValue& value = program_.values[part];
+      FASTDW_CHECK(part != kNetworkInput && !value.is_vector, step.where,
+                   ": in: expected feature maps");
+      FASTDW_CHECK(std::count(step.parts.begin(), step.parts.end(), part) == 1, step.where,
+                   ": in: a value stands twice");
+      FASTDW_CHECK(channels % kChannelBlock == 0, step.where, ": in: ", channels,
+                   " channels before the next part, expected a multiple of ", kChannelBlock);
+      channels += value.channels;
+    }
+    FASTDW_CHECK(channels == step.shape.channels_out, step.where, ": channels: expected ",
+                 channels, ", got ", step.shape.channels_out);
   }
 
   void read_weighted(const std::string& name, Fields& fields, ProgramStep& step) {
@@ -190,6 +240,17 @@ class ProgramParser {
       step.blob_kind = BlobKind::pointwise_conv;
       const std::string_view residual = fields.text("residual");
       if (residual != "-") step.residual = find_value(step.where + ": residual", residual);
+      if (fields.has("gate")) step.gate = find_value(step.where + ": gate", fields.text("gate"));
+      step.activation = fields.activation("activation");
+    } else if (name == "biased_pointwise_conv") {
+      step.kind = StepKind::pointwise_conv;
+      step.blob_kind = BlobKind::pointwise_conv;
+      step.bias = find_value(step.where + ": bias", fields.text("bias"));
+      step.activation = fields.activation("activation");
+    } else if (name == "dense_conv") {
+      step.kind = StepKind::dense_conv;
+      step.blob_kind = BlobKind::pointwise_conv;
+      read_window(fields, step, true);
       step.activation = fields.activation("activation");
     } else if (name == "separable_block") {
       step.kind = StepKind::block;
@@ -214,6 +275,7 @@ class ProgramParser {
     } else if (name == "classifier_head") {
       step.kind = StepKind::linear;
       step.blob_kind = BlobKind::classifier_head;
+      if (fields.has("activation")) step.activation = fields.linear_activation("activation");
     } else {
       fail(step.where, ": unknown step");
     }
@@ -236,14 +298,36 @@ class ProgramParser {
 
   void check_input(const ProgramStep& step) const {
     const ProgramValue& input = program_.values[step.input];
-    FASTDW_CHECK(input.channels == step.shape.channels_in, step.where, ": in: expected a value of ",
-                 step.shape.channels_in, " channels, got ", input.channels);
-    FASTDW_CHECK(!input.is_vector || step.kind == StepKind::linear, step.where,
+    FASTDW_CHECK(step.kind == StepKind::concat || input.channels == step.shape.channels_in,
+                 step.where, ": in: expected a value of ", step.shape.channels_in,
+                 " channels, got ", input.channels);
+    const bool takes_vector = step.kind == StepKind::linear || step.kind == StepKind::resize;
+    FASTDW_CHECK(!input.is_vector || takes_vector, step.where,
                  ": in: expected images, got [batch, channels]");
+    if (step.gate != kNoValue) {
+      const ProgramValue& gate = program_.values[step.gate];
+      FASTDW_CHECK(gate.channels == step.shape.channels_in && gate.is_vector, step.where,
+                   ": gate: expected [batch, ", step.shape.channels_in, "]");
+    }
+    FASTDW_CHECK(step.like == kNoValue || !program_.values[step.like].is_vector, step.where,
+                 ": like: expected images, got [batch, channels]");
+    FASTDW_CHECK(step.kind != StepKind::stem_conv || !is_concat(step.input), step.where,
+                 ": in: a stem reads no concatenation");
+    if (step.bias != kNoValue) {
+      const ProgramValue& bias = program_.values[step.bias];
+      FASTDW_CHECK(bias.channels == step.shape.channels_out && bias.is_vector, step.where,
+                   ": bias: expected [batch, ", step.shape.channels_out, "]");
+    }
     if (step.residual == kNoValue) return;
     const ProgramValue& residual = program_.values[step.residual];
     FASTDW_CHECK(residual.channels == step.shape.channels_out && !residual.is_vector, step.where,
                  ": residual: expected images of ", step.shape.channels_out, " channels");
+  }
+
+  bool is_concat(int value) const {
+    return std::any_of(program_.steps.begin(), program_.steps.end(), [&](const ProgramStep& step) {
+      return step.kind == StepKind::concat && step.output == value;
+    });
   }
 
   void store(ProgramStep step, std::string_view out) {
@@ -270,6 +354,16 @@ class ProgramParser {
 };
 
 }  // namespace
+
+bool is_for_cpu_alone(const ProgramStep& step) {
+  switch (step.kind) {
+    case StepKind::dense_conv:
+    case StepKind::resize:
+    case StepKind::concat: return true;
+    case StepKind::linear: return step.activation != Activation::none;
+    default: return step.gate != kNoValue || step.bias != kNoValue;
+  }
+}
 
 Program parse_program(const std::string& text) { return ProgramParser(text).parse(); }
 

@@ -15,13 +15,28 @@ namespace fastdw {
 constexpr int kNetworkInput = 0;  // the index of the value `x`
 constexpr int kNoValue = -1;
 
-enum class StepKind { stem_conv, depthwise_conv, pointwise_conv, block, global_pool, linear };
+enum class StepKind {
+  stem_conv,
+  depthwise_conv,
+  pointwise_conv,
+  dense_conv,
+  block,
+  global_pool,
+  linear,
+  resize,
+  concat,
+};
 
 struct ProgramStep {
   StepKind kind;
   std::string where;  // "program: line 3: stem_conv", for messages
   int64_t text_step = 0;  // which step of the text, from 0
   int input = kNoValue, output = kNoValue, residual = kNoValue;
+  int gate = kNoValue;  // pointwise_conv: multiplies the input, channel by channel
+  int bias = kNoValue;     // of a pointwise convolution: a vector that each image's sums start from
+  int like = kNoValue;     // resize: to the size of this value, else by `stride`
+  std::vector<int> parts;  // concat: the maps that lie one after the other; input is the first
+  ResizeMode resize_mode{};
   BlobKind blob_kind{};
   BlobShape shape;
   int64_t weights_offset = 0;
@@ -30,6 +45,16 @@ struct ProgramStep {
   Activation expand_activation = Activation::none;
   Activation depthwise_activation = Activation::none;
   Activation activation = Activation::none;  // of the last convolution
+
+  // The weights of a dense convolution lie as those of a 1x1 convolution of its K channels.
+  BlobShape blob_shape() const {
+    BlobShape held = shape;
+    if (kind != StepKind::dense_conv) return held;
+    held.channels_in = checked_product(where.c_str(), {held.kernel_h, held.kernel_w,
+                                                       held.channels_in});
+    held.kernel_h = held.kernel_w = 0;
+    return held;
+  }
 };
 
 struct ProgramValue {
@@ -47,6 +72,9 @@ struct Program {
 };
 
 Program parse_program(const std::string& text);
+
+// Whether a step computes more than the CUDA kernels can.
+bool is_for_cpu_alone(const ProgramStep& step);
 
 // From a bounded cache; the same text gives the same object as long as somebody holds it.
 std::shared_ptr<const Program> find_program(const std::string& text);

@@ -147,6 +147,13 @@ inline Activation parse_activation(const char* argument, const std::string& name
   fail(argument, ": expected none, relu, relu6, hardswish or silu, got \"", name, "\"");
 }
 
+// What a linear layer may end in: it may compute the gates of a squeeze-excite.
+inline Activation parse_linear_activation(const char* argument, const std::string& name) {
+  if (name == "hardsigmoid") return Activation::hardsigmoid;
+  if (name == "sigmoid") return Activation::sigmoid;
+  return parse_activation(argument, name);
+}
+
 // torch's suggest_memory_format() == channels_last (c10 is_channels_last_strides_2d), ambiguous
 // strides included.
 inline bool suggests_channels_last(const Tensor& tensor) {

@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu")
+GATES = ("hardsigmoid", "sigmoid")
+"""What a squeeze-excite's last layer ends in: linear layers of a planned network alone know it."""
 
 
-def check(name: str, argument: str = "activation") -> str:
+def check(name: str, argument: str = "activation", known: tuple[str, ...] = ACTIVATIONS) -> str:
     """Return ``name`` if it is an activation; raise ``ValueError`` naming ``argument`` if not."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"{argument}: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    if name not in known:
+        raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {name!r}")
     return name
 
 
@@ -31,6 +33,13 @@ def apply(name: str, tensor: Tensor) -> Tensor:
     if name == "hardswish":
         return F.hardswish(tensor)
     return F.silu(tensor)
+
+
+def apply_linear(name: str, tensor: Tensor) -> Tensor:
+    """As ``apply``, for what a linear layer may end in: ``GATES`` as well."""
+    if name not in GATES:
+        return apply(name, tensor)
+    return F.hardsigmoid(tensor) if name == "hardsigmoid" else torch.sigmoid(tensor)
 
 
 def gradient(name: str, grad: Tensor, pre_activation: Tensor) -> Tensor:
@@ -65,3 +74,8 @@ def name_of(module: nn.Module | None) -> str | None:
         nn.Hardswish: "hardswish",
         nn.SiLU: "silu",
     }.get(type(module))
+
+
+def gate_of(module: nn.Module) -> str | None:
+    """Return which of ``GATES`` ``module`` computes, or None. Only exact types count."""
+    return {nn.Hardsigmoid: "hardsigmoid", nn.Sigmoid: "sigmoid"}.get(type(module))

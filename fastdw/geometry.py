@@ -117,7 +117,12 @@ def output_size(
     dilation: Sequence[int],
 ) -> tuple[int, int]:
     """Return (height, width) of the output; ``padding`` in schema form, sizes may be symbolic."""
-    left, right, top, bottom = _sides(padding, kernel_size, stride, dilation, input_size)
+    if not padding:  # SAME: as written here; through the sides, symbolic sizes grow layer by layer
+        return (
+            (input_size[0] + stride[0] - 1) // stride[0],
+            (input_size[1] + stride[1] - 1) // stride[1],
+        )
+    left, right, top, bottom = padding
     reach_h, reach_w = ((k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True))
     return (
         (input_size[0] + top + bottom - reach_h) // stride[0] + 1,

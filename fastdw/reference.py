@@ -18,6 +18,8 @@ from fastdw.geometry import resolve_padding as resolve_padding
 
 Conv = tuple[Tensor, Tensor | None, Tensor | None, str]
 """One convolution of a block: (weight, scale, bias, activation)."""
+Linear = tuple[Tensor, Tensor | None, str]
+"""One linear layer: (weight, bias, activation)."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -160,3 +162,24 @@ def classifier_head(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     dtype = compute_dtype(x.dtype)
     pooled = x.to(dtype).mean((2, 3))
     return F.linear(pooled, weight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
+
+
+def squeeze_excite(x: Tensor, reduce: Linear, expand: Linear) -> Tensor:
+    """The gates of a squeeze-excite (Hu et al. 2018, equations 2 and 3), one a channel.
+
+    ``gates = act(expand @ act(reduce @ mean(x) + bias) + bias)``; planned networks multiply ``x``
+    by them inside of the 1x1 convolution that reads it.
+
+    Args:
+        x: [batch, channels, height, width].
+        reduce, expand: (weight [channels_out, channels_in], bias, activation), the activation one
+            of ``fastdw.activation.GATES`` too.
+
+    Returns:
+        [batch, channels of ``expand``].
+    """
+    wide = x.to(compute_dtype(x.dtype)).mean((2, 3))
+    for weight, bias, activation in (reduce, expand):
+        bias = None if bias is None else bias.to(wide.dtype)
+        wide = activations.apply_linear(activation, F.linear(wide, weight.to(wide.dtype), bias))
+    return wide.to(x.dtype)

@@ -33,7 +33,16 @@ constexpr Layout blocked_layout(int64_t channels, int64_t pixels) {
   return {kChannelBlock, pixels * kChannelBlock, channel_blocks(channels) * pixels * kChannelBlock};
 }
 
-enum class Activation : int32_t { none = 0, relu = 1, relu6 = 2, hardswish = 3, silu = 4 };
+// The last two are gates of a squeeze-excite: a linear layer alone may end in them.
+enum class Activation : int32_t {
+  none = 0,
+  relu = 1,
+  relu6 = 2,
+  hardswish = 3,
+  silu = 4,
+  hardsigmoid = 5,
+  sigmoid = 6
+};
 
 // The sampling window of a convolution. Padding to the right and below follows from the output
 // size.
@@ -56,6 +65,15 @@ struct PointwiseWeights {
   const float* bias;    // [blocks(channels_out) * 16]
 };
 
+// Where a depthwise convolution leaves the sum over the columns of each of its rows, taken while
+// the row is in the L1 cache: [batch][height_out][blocks(channels) * 16], undefined beyond
+// `channels`. A row's sum is added up by one thread from left to right, so that neither the rows
+// that a thread takes nor how many it filters at once changes a bit.
+constexpr Layout row_sums_layout(int64_t channels, int64_t rows) {
+  const int64_t padded = channel_blocks(channels) * kChannelBlock;
+  return {padded, kChannelBlock, padded * rows};
+}
+
 struct DepthwiseParams {
   const float* x;  // [batch, height, width, channels_in]
   float* y;        // [batch, height_out, width_out, channels_in * multiplier]
@@ -64,6 +82,7 @@ struct DepthwiseParams {
   int64_t batch, height, width, channels_in, multiplier, height_out, width_out;
   Window window;
   Activation activation;
+  float* row_sums = nullptr;  // or null: row_sums_layout()
 
   int64_t units() const { return batch * height_out; }  // one unit: one output row
 };
@@ -76,6 +95,9 @@ struct PointwiseParams {
   PointwiseWeights weights;
   int64_t batch, pixels, channels_in, channels_out;
   Activation activation;
+  bool has_gate = false;        // squeeze-excite: x is multiplied by gate, image by image
+  const float* gate = nullptr;  // [batch, channels_in]
+  int64_t bias_image = 0;  // floats from the bias of one image to the next: 0 if all share one
 
   // With more output channels than pixels the weights are the larger part: they are split.
   bool splits_channels() const { return channels_out > pixels; }
@@ -96,6 +118,38 @@ struct StemParams {
   int64_t batch, height, width, channels_in, channels_out, height_out, width_out;
   Window window;  // dilation 1
   Activation activation;
+
+  int64_t units() const { return batch * height_out; }  // one unit: one output row
+};
+
+// Dense convolution of any number of input channels. weights.panels: [blocks(channels_out)][K][16],
+// K = kernel_h * kernel_w * channels_in in the order row, column, channel.
+struct DenseConvParams {
+  const float* x;  // [batch, height, width, channels_in]
+  float* y;        // [batch, height_out, width_out, channels_out]
+  Layout x_layout, y_layout;
+  PointwiseWeights weights;
+  int64_t batch, height, width, channels_in, channels_out, height_out, width_out;
+  Window window;
+  Activation activation;
+
+  // As for a pointwise convolution: of few pixels the weights are the larger part.
+  bool splits_channels() const { return channels_out > height_out * width_out; }
+  int64_t units() const {  // one unit: one output row, or 16 output channels, of an image
+    return batch * (splits_channels() ? channel_blocks(channels_out) : height_out);
+  }
+};
+
+// bilinear: pixels have their centres at halves; bilinear_aligned: the corner pixels coincide.
+enum class ResizeMode : int32_t { nearest = 0, bilinear = 1, bilinear_aligned = 2 };
+
+// x at another size.
+struct ResizeParams {
+  const float* x;  // [batch, height, width, channels]
+  float* y;        // [batch, height_out, width_out, channels]
+  Layout x_layout, y_layout;
+  int64_t batch, height, width, channels, height_out, width_out;
+  ResizeMode mode;
 
   int64_t units() const { return batch * height_out; }  // one unit: one output row
 };
@@ -122,6 +176,10 @@ struct InvertedResidualParams {
   // blocks has them. HiddenShareSumParams adds them up.
   int64_t hidden_shares = 1;
   float* partial_sums = nullptr;
+  // Without projection y is the depthwise convolution's result: channels_out = channels_hidden.
+  // Shares then have nothing to add up.
+  bool has_project = true;
+  float* row_sums = nullptr;  // or null: row_sums_layout()
 
   // One unit: one output row, of one share.
   int64_t units() const { return batch * hidden_shares * height_out; }
@@ -146,22 +204,24 @@ struct StemBlockParams {
   int64_t units() const { return block.units(); }  // one unit: one output row
 };
 
-// y[n][c] = mean over the pixels of x[n][:, c]
+// y[n][c] = sum over the pixels of x[n][:, c] / divisor
 struct GlobalPoolParams {
-  const float* x;  // [batch, pixels, channels]
+  const float* x;  // [batch, pixels, channels], or the sums of so many rows
   float* y;        // [batch, channels]
   Layout x_layout;
   int64_t batch, pixels, channels;
+  int64_t divisor;  // the image's pixels
 
   int64_t units() const { return batch * channel_blocks(channels); }  // one unit: 16 channels
 };
 
-// y[n][o] = sum_k x[n][k] panels[k][o] + bias[o]
+// y[n][o] = act(sum_k x[n][k] panels[k][o] + bias[o])
 struct LinearParams {
   const float* x;  // [batch, channels_in]
   float* y;        // [batch, channels_out]
   PointwiseWeights weights;
   int64_t batch, channels_in, channels_out;
+  Activation activation;
 
   int64_t units() const { return channel_blocks(channels_out); }  // one unit: 16 outputs, all rows
 };

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastdw import activation, native, reference
+from fastdw.geometry import normalize_padding, resolve_padding
 
 native.load()
 fastdw_ops = torch.ops.fastdw
@@ -83,19 +84,97 @@ class NetworkBuilder:
         return self._conv("depthwise_conv", source, weight, window, act)
 
     def pointwise(
-        self, source: str, channels: int, act: str = "none", residual: str | None = None
+        self,
+        source: str,
+        channels: int,
+        act: str = "none",
+        residual: str | None = None,
+        gate: str | None = None,
     ) -> str:
         channels_in = self.channels[source]
         weight, bias = self.weights(channels, channels_in, 1, 1), self.weights(channels)
         tokens = f"channels_in={channels_in} channels_out={channels} residual={residual or '-'}"
+        tokens += "" if gate is None else f" gate={gate}"
         blob = fastdw_ops.pack_pointwise_conv(weight, None, bias)
 
         def truth(values: dict[str, Tensor]) -> Tensor:
-            y = activation.apply(act, F.conv2d(values[source], weight.double(), bias.double()))
+            x = values[source] if gate is None else values[source] * values[gate][:, :, None, None]
+            y = activation.apply(act, F.conv2d(x, weight.double(), bias.double()))
             return y if residual is None else y + values[residual]
 
         return self._add(
             "pointwise_conv", source, channels, f"{tokens} activation={act}", blob, truth
+        )
+
+    def dense(self, source: str, channels: int, act: str = "relu", **window: Any) -> str:
+        window = {**_DEPTHWISE, **window}
+        channels_in = self.channels[source]
+        weight = self.weights(channels, channels_in, *window["kernel"])
+        bias = self.weights(channels)
+        rows = weight.permute(0, 2, 3, 1).reshape(channels, -1, 1, 1)
+        blob = fastdw_ops.pack_pointwise_conv(rows, None, bias)
+        tokens = f"channels_in={channels_in} channels_out={channels} {_window(window)}"
+
+        def truth(values: dict[str, Tensor]) -> Tensor:
+            x = values[source]
+            sides = normalize_padding(
+                window["padding"], window["kernel"], window["stride"], window["dilation"]
+            )
+            sides = resolve_padding(
+                sides, window["kernel"], window["stride"], window["dilation"], x.shape[2:]
+            )
+            y = F.conv2d(
+                F.pad(x, sides),
+                weight.double(),
+                bias.double(),
+                window["stride"],
+                dilation=window["dilation"],
+            )
+            return activation.apply(act, y)
+
+        return self._add("dense_conv", source, channels, f"{tokens} activation={act}", blob, truth)
+
+    def biased_pointwise(self, source: str, channels: int, vector: str, act: str = "none") -> str:
+        channels_in = self.channels[source]
+        weight = self.weights(channels, channels_in, 1, 1)
+        tokens = f"channels_in={channels_in} channels_out={channels} bias={vector} activation={act}"
+
+        def truth(values: dict[str, Tensor]) -> Tensor:
+            y = F.conv2d(values[source], weight.double()) + values[vector][:, :, None, None]
+            return activation.apply(act, y)
+
+        blob = fastdw_ops.pack_pointwise_conv(weight, None, None)
+        return self._add("biased_pointwise_conv", source, channels, tokens, blob, truth)
+
+    def resize(
+        self, source: str, mode: str, like: str = "-", scale: tuple[int, int] = (1, 1)
+    ) -> str:
+        channels = self.channels[source]
+        tokens = f"channels={channels} like={like} scale={scale[0]},{scale[1]} mode={mode}"
+
+        def truth(values: dict[str, Tensor]) -> Tensor:
+            x = values[source]
+            x = x if x.dim() == 4 else x[:, :, None, None]
+            size = [side * times for side, times in zip(x.shape[2:], scale, strict=True)]
+            name, aligned = mode.partition("_")[::2]
+            return F.interpolate(
+                x,
+                values[like].shape[2:] if like != "-" else size,
+                mode=name,
+                align_corners=bool(aligned) if name == "bilinear" else None,
+            )
+
+        return self._add("resize", source, channels, tokens, None, truth)
+
+    def concat(self, *sources: str) -> str:
+        channels = sum(self.channels[source] for source in sources)
+        return self._add(
+            "concat",
+            ",".join(sources),
+            channels,
+            f"channels={channels}",
+            None,
+            lambda values: torch.cat([values[source] for source in sources], 1),
         )
 
     def separable(self, source: str, channels: int, **window: Any) -> str:
@@ -162,23 +241,31 @@ class NetworkBuilder:
             lambda values: values[source].mean((2, 3)),
         )
 
-    def head(self, source: str, classes: int) -> str:
+    def head(self, source: str, classes: int, act: str = "none") -> str:
         channels = self.channels[source]
         weight, bias = self.weights(classes, channels), self.weights(classes)
 
         def truth(values: dict[str, Tensor]) -> Tensor:
             x = values[source]
             pooled = x.mean((2, 3)) if x.dim() == 4 else x
-            return F.linear(pooled, weight.double(), bias.double())
+            linear = F.linear(pooled, weight.double(), bias.double())
+            return activation.apply_linear(act, linear)
 
         return self._add(
             "classifier_head",
             source,
             classes,
-            f"channels_in={channels} channels_out={classes}",
+            f"channels_in={channels} channels_out={classes}"
+            + ("" if act == "none" else f" activation={act}"),
             fastdw_ops.pack_classifier_head(weight, bias),
             truth,
         )
+
+    def squeeze_excite(
+        self, source: str, hidden: int, act: str = "relu", gate: str = "hardsigmoid"
+    ) -> str:
+        """The gates of a value's channels."""
+        return self.head(self.head(source, hidden, act), self.channels[source], gate)
 
     def program(self) -> str:
         head = (

@@ -108,12 +108,27 @@ def test_every_block_is_fused(name: str, expected: dict[str, int]) -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "part"), [("light", "blocks"), ("plus", "decoder.refine")])
+@pytest.mark.parametrize("build", [deeplab_v3, deeplab_v3_plus])
 @torch.no_grad()
-def test_what_stands_in_a_row_is_planned(name: str, part: str) -> None:
-    fast = fastdw.optimize(form(name), image("stem", 65, 1))
-    assert fast.report.planned_parts == [part]
-    assert isinstance(fast.get_submodule(part), PlannedNetwork)
+def test_all_of_it_is_one_plan(build: Callable[..., DeepLabV3]) -> None:
+    torch.manual_seed(0)
+    model = build(0.35, head_channels=32)
+    calibrate_batch_norm(model, 65)
+    fast = fastdw.optimize(model.eval(), image("stem", 65, 1), strict=True)
+    assert isinstance(fast, PlannedNetwork)
+    for size in ((65, 97), (64, 50)):
+        x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+        assert fused_ops(lambda x=x: fast(x)) == {"planned_network": 1}
+        expected = plain(model)(x)
+        atol = 1e-4 * expected.abs().max().item()
+        torch.testing.assert_close(fast(x), expected, rtol=1e-3, atol=atol)
+
+
+@torch.no_grad()
+def test_channels_in_no_whole_blocks_are_not_joined() -> None:
+    fast = fastdw.optimize(form("plus"), image("stem", 65, 1))
+    assert "not a multiple of 16, stands before another" in fast.report.plan_reason
+    assert fast.report.planned_parts == ["decoder.refine"]
 
 
 @pytest.mark.parametrize(("output_stride", "dilations"), [(16, {1, 2}), (8, {1, 2, 4})])
@@ -295,8 +310,11 @@ def litert_classes(file: Path, pixels: np.ndarray) -> np.ndarray:
 @needs_coral
 @pytest.mark.parametrize(
     ("width", "agreement"),
-    # The runtime computes in 8 bits; of the smaller network less survives that.
-    [(1.0, 0.99), (0.5, 0.985)],
+    # The runtime computes in 8 bits, and of the smaller network less survives that. The file's own
+    # graph agrees with the runtime, on these photos: in float64, dequantised, on .9874 .9953 .9947
+    # .9900 .9977 of the pixels; clamped to each tensor's range too, on .9873 .9953 .9948 .9896
+    # .9977; rounded at each tensor too, as the file says, on .9942 .9960 .9960 .9901 .9975.
+    [(1.0, 0.99), (0.5, 0.987)],
 )
 @pytest.mark.parametrize(
     ("name", "label"),

@@ -28,13 +28,27 @@ global_pool in=4 out=5 channels=24
 classifier_head in=4 out=6 channels_in=24 channels_out=10 weights=5000
 """
 
+CPU_TEXT = """\
+fastdw-program version=1 channels=16 outputs=6
+dense_conv in=x out=0 channels_in=16 channels_out=32 kernel=3,3 stride=2,2 padding=1,1,1,1 \
+dilation=1,1 activation=relu weights=64
+resize in=0 out=1 channels=32 like=x scale=1,1 mode=bilinear_aligned
+resize in=0 out=2 channels=32 like=- scale=2,2 mode=nearest
+concat in=1,2 out=3 channels=64
+global_pool in=3 out=4 channels=64
+pointwise_conv in=4 out=5 channels_in=64 channels_out=24 residual=- activation=none weights=18560
+biased_pointwise_conv in=3 out=6 channels_in=64 channels_out=24 bias=5 activation=relu weights=27008
+"""
+
 
 def test_text_is_read_and_written_back_unchanged() -> None:
     program = parse_program(TEXT)
     assert str(program) == TEXT
     assert program.channels == 3 and program.outputs == ("3", "6")
     assert program.steps[0].padding == () and program.steps[2].dilation == (2, 2)
-    assert {step.op for step in program.steps} == set(STEP_KEYS)
+    joined = parse_program(CPU_TEXT)
+    assert str(joined) == CPU_TEXT and joined.steps[3].reads == ("1", "2")
+    assert {step.op for step in (*program.steps, *joined.steps)} == set(STEP_KEYS)
 
 
 def test_shapes_of_all_values() -> None:
@@ -50,6 +64,38 @@ def test_shapes_of_all_values() -> None:
         "6": (2, 10),
     }
     assert parse_program(TEXT).output_shapes(2, 33, 31) == [shapes["3"], shapes["6"]]
+
+
+def test_shapes_of_joined_values() -> None:
+    program = parse_program(CPU_TEXT)
+    assert program.value_shapes(2, 8, 10) == {
+        "x": (2, 16, 8, 10),
+        "0": (2, 32, 4, 5),
+        "1": (2, 32, 8, 10),
+        "2": (2, 32, 8, 10),
+        "3": (2, 64, 8, 10),
+        "4": (2, 64),
+        "5": (2, 24),
+        "6": (2, 24, 8, 10),
+    }
+    dense, joined = 2 * 4 * 5 * 32 * 16 * 9, 2 * 8 * 10 * 64 * 24
+    assert program.multiply_adds(2, 8, 10) == dense + 2 * 64 * 24 + joined
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("in=1,2", "in=1,7", "concat: in=1,7: expected a value of 64 channels, got none"),
+        ("in=1,2", "in=1", "got 32"),
+        ("mode=nearest", "mode=cubic", "mode: expected one of nearest, bilinear, bilinear_aligned"),
+        ("bias=5", "bias=9", "bias=9: no step before computes it"),
+        ("like=x", "like=9", "like=9: no step before computes it"),
+        ("outputs=6", "outputs=6 target=cuda_fp16", "dense_conv: only the CPU runs this step"),
+    ],
+)
+def test_bad_joins_are_refused(old: str, new: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_program(CPU_TEXT.replace(old, new, 1))
 
 
 def test_multiply_adds() -> None:

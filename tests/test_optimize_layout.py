@@ -11,10 +11,16 @@ from nn_checks import fused_ops, randomize
 from torch import Tensor, nn
 
 import fastdw
+from fastdw.convert import planning
+from fastdw.plan.record import NotPlannable
 
 
 @pytest.mark.parametrize("name", ["torchvision:mobilenet_v3_small", "timm:lcnet_050"])
-def test_channels_last_from_the_stem_on(name: str) -> None:
+def test_channels_last_from_the_stem_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise NotPlannable("for this test")
+
+    monkeypatch.setattr(planning, "_check_plannable", refuse)
     model = build(name)
     fast = fastdw.optimize(model, photo())
     assert not fast.report.planned

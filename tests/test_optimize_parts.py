@@ -22,7 +22,7 @@ class Detector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(ConvBNAct(3, 8, stride=2), InvertedResidual(8, 8))
-        self.wide = ConvBNAct(8, 8)  # dense over more channels than a stem has
+        self.wide = ConvBNAct(8, 8, groups=2)  # no step for groups
         self.neck = nn.Sequential(SeparableBlock(8, 12), SeparableBlock(12, 12))
         self.last = SeparableBlock(12, 4)
 

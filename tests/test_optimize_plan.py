@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from convert_models import FULLY_FUSED, assert_same_answer, build, calibrate, outputs, photo
+from convert_models import PLANNED, assert_same_answer, build, calibrate, outputs, photo
 from nn_checks import ops_of, randomize
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ def planned(name: str = "torchvision:mobilenet_v2", **settings: object) -> Plann
     return fast
 
 
-@pytest.mark.parametrize("name", FULLY_FUSED)
+@pytest.mark.parametrize("name", PLANNED)
 def test_gives_the_same_answer(name: str) -> None:
     original = build(name)
     fast = fastdw.optimize(original, photo(1))
@@ -45,7 +45,7 @@ def test_gives_the_same_answer(name: str) -> None:
     assert list(fast.state_dict()) == list(original.state_dict())
 
 
-@pytest.mark.parametrize("name", FULLY_FUSED)
+@pytest.mark.parametrize("name", PLANNED)
 def test_is_one_op(name: str) -> None:
     """The profiler shows the planned op and no compute op of torch."""
     fast = planned(name)

@@ -26,7 +26,7 @@ Tensor classifier_head_packed(const Tensor& x, const Tensor& packed, int64_t cha
     pool.x = float_data(images);
     pool.y = static_cast<float*>(means.mutable_data_ptr());
     pool.batch = batch;
-    pool.pixels = x.size(2) * x.size(3);
+    pool.pixels = pool.divisor = x.size(2) * x.size(3);
     pool.channels = shape.channels_in;
     pool.x_layout = nhwc_layout(pool.channels, pool.pixels);
     run_in_parallel(kernel_table().global_pool, pool, images.numel());

@@ -39,6 +39,9 @@ const char* smallest_cache_of(int64_t bytes) {
 const char* kind_of(const PlanStep& step) {
   if (std::holds_alternative<GlobalPoolParams>(step.params)) return "global_pool";
   if (std::holds_alternative<StemBlockParams>(step.params)) return "stem_block";
+  if (step.has_stem_blob()) return "expand_depthwise";
+  if (std::holds_alternative<DenseConvParams>(step.params)) return "dense_conv";
+  if (std::holds_alternative<ResizeParams>(step.params)) return "resize";
   switch (step.blob.kind) {
     case BlobKind::depthwise_conv: return "depthwise_conv";
     case BlobKind::pointwise_conv: return "pointwise_conv";
@@ -130,12 +133,11 @@ class Explanation {
     json_.add("input_shape", shape_of(input, batch)).add("output_shape", shape_of(output, batch));
     json_.add("multiply_adds", static_cast<int64_t>(step.multiply_adds) * batch);
     add_geometry(step.params);
-    const bool has_weights = !std::holds_alternative<GlobalPoolParams>(step.params);
     json_.begin_object("bytes")
         .add("x", input.floats * batch * kFloatBytes)
         .add("y", output.floats * batch * kFloatBytes)
         .add("residual", residual_floats(step) * batch * kFloatBytes)
-        .add("weights", has_weights ? bytes_of(step) : int64_t{0})
+        .add("weights", has_weights(step.params) ? bytes_of(step) : int64_t{0})
         .end_object();
     const bool is_split = whole_batch || schedule_.whole_images == 0;
     const int64_t images = whole_batch ? batch : is_split ? schedule_.rest_images : 1;
@@ -147,7 +149,7 @@ class Explanation {
 
   static int64_t bytes_of(const PlanStep& step) {
     const int64_t own = blob_bytes(step.blob.kind, step.blob.shape);
-    if (!std::holds_alternative<StemBlockParams>(step.params)) return own;
+    if (!step.has_stem_blob()) return own;
     return own + blob_bytes(step.stem_blob.kind, step.stem_blob.shape);
   }
 
@@ -162,6 +164,7 @@ class Explanation {
           constexpr bool is_block = std::is_same_v<Params, InvertedResidualParams>;
           if constexpr (is_block) json_.add("channels_hidden", params.channels_hidden);
           if constexpr (is_block || std::is_same_v<Params, DepthwiseParams> ||
+                        std::is_same_v<Params, DenseConvParams> ||
                         std::is_same_v<Params, StemParams>) {
             const Window& window = params.window;
             json_.add("kernel", std::vector<int64_t>{window.kernel_h, window.kernel_w});

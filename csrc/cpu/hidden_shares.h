@@ -16,6 +16,9 @@ constexpr int64_t kHiddenShares = 2;
 // What writing, fetching from the other core and adding one partial sum costs, in multiply-adds.
 constexpr double kMultiplyAddsPerPartialSum = 24;
 
+// The share of a block's work that must be saved where there are no sums to add.
+constexpr double kWorthSharing = 0.03;
+
 // Multiply-adds of the output rows [first, last), with all that they need of the expansion.
 inline double work_of_rows(const InvertedResidualParams& params, int64_t first, int64_t last) {
   const Window& window = params.window;
@@ -26,8 +29,9 @@ inline double work_of_rows(const InvertedResidualParams& params, int64_t first, 
                           std::clamp<int64_t>(top, 0, params.height);
   const double expanded = params.has_expand ? rows_in * params.width * params.channels_in : 0;
   const double taps = window.kernel_h * window.kernel_w;
+  const int64_t projected = params.has_project ? params.channels_out : 0;
   return params.channels_hidden *
-         (expanded + (last - first) * params.width_out * (taps + params.channels_out));
+         (expanded + (last - first) * params.width_out * (taps + projected));
 }
 
 inline int64_t hidden_shares_of(const InvertedResidualParams& params) {
@@ -35,7 +39,9 @@ inline int64_t hidden_shares_of(const InvertedResidualParams& params) {
   if (channel_blocks(params.channels_hidden) < kHiddenShares) return 1;
   const double larger_half =
       std::max(half > 0 ? work_of_rows(params, 0, half) : 0, work_of_rows(params, half, rows));
-  const double saved = larger_half - work_of_rows(params, 0, rows) / 2;
+  const double all = work_of_rows(params, 0, rows);
+  const double saved = larger_half - all / 2;
+  if (!params.has_project) return saved > kWorthSharing * all ? kHiddenShares : 1;
   const double partial_sums = kHiddenShares * rows * params.width_out * params.channels_out;
   return saved > partial_sums * kMultiplyAddsPerPartialSum ? kHiddenShares : 1;
 }

@@ -24,12 +24,16 @@ void set_weights(DepthwiseParams& params, const BlobWeights& weights) {
 void set_weights(PointwiseParams& params, const BlobWeights& weights) {
   params.weights = weights.pointwise;
 }
+void set_weights(DenseConvParams& params, const BlobWeights& weights) {
+  params.weights = weights.pointwise;
+}
 void set_weights(InvertedResidualParams& params, const BlobWeights& weights) {
   params.expand = weights.expand;
   params.depthwise = weights.depthwise;
   params.project = weights.pointwise;
 }
 void set_weights(GlobalPoolParams&, const BlobWeights&) {}
+void set_weights(ResizeParams&, const BlobWeights&) {}
 void set_weights(LinearParams& params, const BlobWeights& weights) {
   params.weights = weights.pointwise;
 }
@@ -37,6 +41,10 @@ void set_weights(LinearParams& params, const BlobWeights& weights) {
 template <class Params>
 void set_weights(Params& params, const BlobWeights& own, const BlobWeights&) {
   set_weights(params, own);
+}
+void set_weights(InvertedResidualParams& params, const BlobWeights& own, const BlobWeights& stem) {
+  set_weights(params, own);
+  if (!params.has_project) params.expand = stem.pointwise;
 }
 void set_weights(StemBlockParams& params, const BlobWeights& own, const BlobWeights& stem) {
   set_weights(params.stem, stem);
@@ -52,6 +60,12 @@ void set_input(Params& params, const float* x) {
 void set_partial_sums(InvertedResidualParams& params, float* sums) { params.partial_sums = sums; }
 template <class Params>
 void set_partial_sums(Params&, float*) {}
+
+void set_row_sums(DepthwiseParams& params, float* sums) { params.row_sums = sums; }
+void set_row_sums(InvertedResidualParams& params, float* sums) { params.row_sums = sums; }
+void set_row_sums(StemBlockParams& params, float* sums) { params.block.row_sums = sums; }
+template <class Params>
+void set_row_sums(Params&, float*) {}
 
 void set_output(StemBlockParams& params, float* y) { params.block.y = y; }
 template <class Params>
@@ -132,10 +146,9 @@ std::vector<NetworkCall::StepWeights> NetworkCall::find_weights(
   std::vector<StepWeights> found(steps.size());
   for (size_t index = 0; index < steps.size(); ++index) {
     const PlanStep& step = steps[index];
-    if (std::holds_alternative<GlobalPoolParams>(step.params)) continue;
+    if (!has_weights(step.params)) continue;
     found[index].own = weights_at(step.blob);
-    if (std::holds_alternative<StemBlockParams>(step.params))
-      found[index].stem = weights_at(step.stem_blob);
+    if (step.has_stem_blob()) found[index].stem = weights_at(step.stem_blob);
   }
   return found;
 }
@@ -156,6 +169,7 @@ Tensor NetworkCall::empty_output(const PlanValue& value) const {
 
 float* NetworkCall::address(int index, const ImageGroup& group) const {
   const PlanValue& value = plan_.values[index];
+  if (value.whole != kNoValue) return address(value.whole, group) + value.first_of_whole;
   switch (value.place) {
     case PlanValue::Place::arena: return group.arena + value.offset * group.count;
     case PlanValue::Place::batch:
@@ -178,8 +192,12 @@ void NetworkCall::run_part(const PlanStep& step, const StepWeights& weights,
     set_output(params, address(step.output, group));
     if (step.partial_sums != kNoValue)
       set_partial_sums(params, address(step.partial_sums, group));
-    if constexpr (std::is_same_v<std::decay_t<decltype(params)>, PointwiseParams>)
+    if (step.row_sums != kNoValue) set_row_sums(params, address(step.row_sums, group));
+    if constexpr (std::is_same_v<std::decay_t<decltype(params)>, PointwiseParams>) {
       params.residual = step.residual == kNoValue ? nullptr : address(step.residual, group);
+      params.gate = step.gate == kNoValue ? nullptr : address(step.gate, group);
+      if (step.bias != kNoValue) params.weights.bias = address(step.bias, group);
+    }
     const UnitRange range = units_of_part(params.units(), part, parts);
     if (range.begin < range.end) kernel.run(params, range.begin, range.end, scratch);
   });

@@ -4,9 +4,10 @@
 #include <list>
 #include <mutex>
 
-#include "csrc/arena_placement.h"
 #include "csrc/cpu/chosen_blocking.h"
 #include "csrc/cpu/hidden_shares.h"
+#include "csrc/cpu/step_fusion.h"
+#include "csrc/cpu/value_placement.h"
 #include "csrc/params_from_tensors.h"
 #include "csrc/reusable_buffer.h"
 
@@ -14,7 +15,6 @@ namespace fastdw {
 namespace {
 
 constexpr size_t kCachedPlans = 64;
-constexpr int64_t kArenaAlignment = kCacheLineBytes / sizeof(float);
 
 class Planner {
  public:
@@ -32,8 +32,10 @@ class Planner {
     plan_->outputs = program_.outputs;
     plan_->text_steps = program_.lines;
     set_value(kNetworkInput, plan_->height, plan_->width);
+    find_image_vectors();
     for (const ProgramStep& step : program_.steps) add(step);
-    fuse_stem();
+    fuse_steps(*plan_);
+    pool_row_sums(*plan_);
     share_hidden_channels();
     for (const ChosenBlocking& chosen : chosen_blockings()) block_as(chosen);
     place_values();
@@ -53,10 +55,25 @@ class Planner {
     result.floats = checked_product("x", {result.channels, height, width});
   }
 
+  // The vectors that an image's own steps read, and what they are computed from.
+  void find_image_vectors() {
+    is_read_by_image_.assign(program_.values.size(), false);
+    for (auto step = program_.steps.rbegin(); step != program_.steps.rend(); ++step) {
+      for (const int vector : {step->gate, step->bias})
+        if (vector != kNoValue) is_read_by_image_[vector] = true;
+      if (step->kind == StepKind::resize || is_read_by_image_[step->output])
+        is_read_by_image_[step->input] = true;
+    }
+  }
+
   void add(const ProgramStep& step) {
+    if (step.kind == StepKind::concat) return add_concat(step);
     const PlanValue& input = value(step.input);
     Sampling sampling{{}, input.height, input.width};
-    if (step.shape.kernel_h > 0) {
+    if (step.kind == StepKind::resize) {
+      sampling.height_out = size_after(step, input.height, step.stride[0], &PlanValue::height);
+      sampling.width_out = size_after(step, input.width, step.stride[1], &PlanValue::width);
+    } else if (step.shape.kernel_h > 0) {
       try {
         sampling = sampling_of(input.height, input.width, step.shape.kernel_h, step.shape.kernel_w,
                                step.stride, step.padding, step.dilation);
@@ -78,14 +95,66 @@ class Planner {
                    residual.height, "x", residual.width);
       if (step.residual == kNetworkInput) plan_->reads_planes = false;
     }
-    auto& steps = step.kind == StepKind::linear ? plan_->batch_steps : plan_->image_steps;
+    const bool whole_batch = step.kind == StepKind::linear && !is_read_by_image_[step.output];
+    auto& steps = whole_batch ? plan_->batch_steps : plan_->image_steps;
     const double before = plan_->multiply_adds;
     const StepParams params = params_of(step, sampling);
-    const bool is_pool = step.kind == StepKind::global_pool;  // it only adds
-    const PlanBlob blob{step.blob_kind, step.shape, step.weights_offset};
-    const double multiply_adds = is_pool ? 0.0 : plan_->multiply_adds - before;
-    steps.push_back({params, step.input, step.output, step.residual, kNoValue, blob, {},
+    const PlanBlob blob{step.blob_kind, step.blob_shape(), step.weights_offset};
+    // A pool only adds, and what a resize multiplies counts as little.
+    const double multiply_adds = has_weights(params) ? plan_->multiply_adds - before : 0.0;
+    steps.push_back({params, step.input, step.output, step.residual, step.gate, step.bias,
+                     kNoValue, blob, {},
                      step.text_step, step.text_step, multiply_adds});
+  }
+
+  int64_t size_after(const ProgramStep& step, int64_t size, int64_t scale,
+                     int64_t PlanValue::*side) {
+    if (step.like != kNoValue) return value(step.like).*side;
+    return checked_product(step.where.c_str(), {size, scale});
+  }
+
+  // The parts write where the whole lies; one that cannot is copied there.
+  void add_concat(const ProgramStep& step) {
+    const PlanValue first = value(step.parts.front());
+    set_value(step.output, first.height, first.width);
+    int64_t channels = 0;
+    for (const int part : step.parts) {
+      const PlanValue& placed = value(part);
+      FASTDW_CHECK(placed.height == first.height && placed.width == first.width, step.where,
+                   ": in: expected images of ", first.height, "x", first.width, ", got ",
+                   placed.height, "x", placed.width);
+      const int64_t part_channels = placed.channels;
+      const int lies_in = can_lie_in_whole(part) ? part : copy_of(step, part);
+      value(lies_in).whole = step.output;
+      value(lies_in).first_of_whole = channels / kChannelBlock;  // in blocks until they are placed
+      channels += part_channels;
+    }
+  }
+
+  bool can_lie_in_whole(int index) const {
+    const auto& outputs = program_.outputs;
+    const bool is_output = std::count(outputs.begin(), outputs.end(), index) > 0;
+    return !is_output && plan_->values[index].whole == kNoValue && !is_read_by_stem(index);
+  }
+
+  bool is_read_by_stem(int index) const {
+    return std::any_of(program_.steps.begin(), program_.steps.end(), [&](const ProgramStep& step) {
+      return step.kind == StepKind::stem_conv && step.input == index;
+    });
+  }
+
+  int copy_of(const ProgramStep& step, int index) {
+    const int copy = static_cast<int>(plan_->values.size());
+    plan_->values.push_back(value(index));
+    PlanValue& result = value(copy);
+    result.whole = kNoValue;
+    ResizeParams params{};
+    fill_images(params, result, result, {{}, result.height, result.width});
+    params.channels = result.channels;
+    params.mode = ResizeMode::nearest;
+    plan_->image_steps.push_back({params, index, copy, kNoValue, kNoValue, kNoValue, kNoValue, {},
+                                  {}, step.text_step, step.text_step, 0.0});
+    return copy;
   }
 
   StepParams params_of(const ProgramStep& step, const Sampling& sampling) {
@@ -118,22 +187,43 @@ class Planner {
         params.channels_in = input.channels;
         params.channels_out = output.channels;
         params.activation = step.activation;
+        params.has_gate = step.gate != kNoValue;
+        if (step.bias != kNoValue) params.bias_image = output.channels;
+        return params;
+      }
+      case StepKind::dense_conv: {
+        plan_->multiply_adds += results * taps * input.channels;
+        DenseConvParams params{};
+        fill_images(params, input, output, sampling);
+        params.channels_in = input.channels;
+        params.channels_out = output.channels;
+        params.activation = step.activation;
+        return params;
+      }
+      case StepKind::resize: {
+        plan_->multiply_adds += results;
+        ResizeParams params{};
+        fill_images(params, input, output, sampling);
+        params.channels = input.channels;
+        params.mode = step.resize_mode;
         return params;
       }
       case StepKind::block: return block_params_of(step, sampling);
       case StepKind::global_pool: {
         plan_->multiply_adds += input.floats;
         GlobalPoolParams params{};
-        params.pixels = input.height * input.width;
+        params.pixels = params.divisor = input.height * input.width;
         params.channels = input.channels;
         return params;
       }
+      case StepKind::concat:
       case StepKind::linear: break;
     }
     plan_->multiply_adds += results * input.channels;
     LinearParams params{};
     params.channels_in = input.channels;
     params.channels_out = output.channels;
+    params.activation = step.activation;
     return params;
   }
 
@@ -168,37 +258,7 @@ class Planner {
     params.width = input.width;
     params.height_out = output.height;
     params.width_out = output.width;
-    params.window = sampling.window;
-  }
-
-  // A stem and the block without expansion behind it become one step, if nothing else reads what
-  // the stem gives.
-  void fuse_stem() {
-    std::vector<PlanStep>& steps = plan_->image_steps;
-    if (steps.size() < 2 || !is_stem_of(steps[0], steps[1])) return;
-    PlanStep fused = steps[1];
-    const auto& stem = std::get<StemParams>(steps[0].params);
-    auto block = std::get<InvertedResidualParams>(steps[1].params);
-    block.has_expand = true;  // by the stem
-    fused.params = StemBlockParams{stem, block};
-    fused.input = steps[0].input;
-    fused.stem_blob = steps[0].blob;
-    fused.first_text_step = steps[0].first_text_step;
-    fused.multiply_adds += steps[0].multiply_adds;
-    steps.erase(steps.begin());
-    steps.front() = fused;
-  }
-
-  bool is_stem_of(const PlanStep& stem, const PlanStep& next) const {
-    const auto* block = std::get_if<InvertedResidualParams>(&next.params);
-    if (!std::holds_alternative<StemParams>(stem.params) || block == nullptr) return false;
-    if (block->has_expand || block->residual || next.input != stem.output) return false;
-    const auto& outputs = plan_->outputs;
-    int readers = std::count(outputs.begin(), outputs.end(), stem.output);
-    for (const auto* steps : {&plan_->image_steps, &plan_->batch_steps})
-      for (const PlanStep& step : *steps)
-        readers += (step.input == stem.output) + (step.residual == stem.output);
-    return readers == 1;
+    if constexpr (!std::is_same_v<Params, ResizeParams>) params.window = sampling.window;
   }
 
   // Where two workers would take unequal work by rows, and the rounds that follow from it.
@@ -210,7 +270,7 @@ class Planner {
       auto* block = std::get_if<InvertedResidualParams>(&step.params);
       if (block == nullptr) continue;
       block->hidden_shares = hidden_shares_of(*block);
-      if (block->hidden_shares == 1) continue;
+      if (block->hidden_shares == 1 || !block->has_project) continue;
       plan_->image_rounds.push_back({index, true});
       step.partial_sums = static_cast<int>(plan_->values.size());
       PlanValue sums = value(step.output);
@@ -245,10 +305,9 @@ class Planner {
   // Values in the arena are blocked, except those that a stem reads.
   Layout layout_of(int index) const {
     const PlanValue& placed = plan_->values[index];
+    if (placed.is_row_sums) return row_sums_layout(placed.channels, placed.height);
     const int64_t pixels = placed.height * placed.width;
-    bool blocked = placed.place == PlanValue::Place::arena;
-    for (const PlanStep& step : plan_->image_steps)
-      if (step.input == index && std::holds_alternative<StemParams>(step.params)) blocked = false;
+    const bool blocked = placed.place == PlanValue::Place::arena && !is_read_by_stem(index);
     return blocked ? blocked_layout(placed.channels, pixels) : nhwc_layout(placed.channels, pixels);
   }
 
@@ -286,35 +345,19 @@ class Planner {
     }
     for (size_t index = 0; index < plan_->values.size(); ++index) {
       PlanValue& placed = value(static_cast<int>(index));
-      placed.layout = layout_of(static_cast<int>(index));
+      const PlanValue& whole = value(whole_of(*plan_, static_cast<int>(index)));
+      placed.place = whole.place;
+      placed.layout = layout_of(whole_of(*plan_, static_cast<int>(index)));
+      placed.first_of_whole *= placed.layout.block;
       if (placed.place != PlanValue::Place::batch) continue;
       placed.offset = plan_->batch_floats;
       plan_->batch_floats += round_up(placed.floats, kArenaAlignment);
     }
-    place_in_arena();
-  }
-
-  void place_in_arena() {
-    const int steps = static_cast<int>(plan_->image_steps.size());
-    std::vector<int> last_read(plan_->values.size(), kNoValue);
-    for (int step = 0; step < steps; ++step) {
-      last_read[plan_->image_steps[step].input] = step;
-      if (plan_->image_steps[step].residual != kNoValue)
-        last_read[plan_->image_steps[step].residual] = step;
-    }
-    ArenaPlacement arena(kArenaAlignment);
-    for (int step = 0; step < steps; ++step) {
-      arena.begin_step(step);
-      const PlanStep& writer = plan_->image_steps[step];
-      for (const int index : {writer.output, writer.partial_sums})
-        if (index != kNoValue && value(index).place == PlanValue::Place::arena)
-          value(index).offset =
-              arena.place(value(index).layout.image, std::max(last_read[index], step));
-    }
-    plan_->arena_floats = arena.size();
+    place_in_arena(*plan_);
   }
 
   Program program_;
+  std::vector<bool> is_read_by_image_;
   std::shared_ptr<NetworkPlan> plan_;
 };
 

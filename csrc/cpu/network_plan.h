@@ -13,9 +13,14 @@
 
 namespace fastdw {
 
-using StepParams = std::variant<StemParams, DepthwiseParams, PointwiseParams,
+using StepParams = std::variant<StemParams, DepthwiseParams, PointwiseParams, DenseConvParams,
                                 InvertedResidualParams, StemBlockParams, GlobalPoolParams,
-                                LinearParams>;
+                                LinearParams, ResizeParams>;
+
+inline bool has_weights(const StepParams& params) {
+  return !std::holds_alternative<GlobalPoolParams>(params) &&
+         !std::holds_alternative<ResizeParams>(params);
+}
 
 // Where a blob of weights lies in the packed buffer.
 struct PlanBlob {
@@ -28,11 +33,19 @@ struct PlanBlob {
 struct PlanStep {
   StepParams params;
   int input, output, residual;
+  int gate, bias;      // of a pointwise convolution: vectors, one an image, else kNoValue
   int partial_sums;    // of a block that is shared by hidden channels, else kNoValue
-  PlanBlob blob;       // no weights: global_pool
-  PlanBlob stem_blob;  // of a StemBlockParams beside the block's
+  PlanBlob blob;       // where has_weights()
+  PlanBlob stem_blob;  // of what stands before the block: a StemBlockParams' stem, or an expansion
   int64_t first_text_step, last_text_step;  // the steps of the program's text, from 0
   double multiply_adds;  // of convolutions and linear layers, per image
+  int row_sums = kNoValue;  // of a depthwise convolution whose result is pooled too
+
+  bool has_stem_blob() const {
+    const auto* block = std::get_if<InvertedResidualParams>(&params);
+    return std::holds_alternative<StemBlockParams>(params) ||
+           (block != nullptr && !block->has_project);
+  }
 };
 
 struct PlanValue {
@@ -40,10 +53,13 @@ struct PlanValue {
   Place place;
   int64_t channels, height, width;
   bool is_vector;      // [batch, channels]
+  bool is_row_sums = false;  // of the images of a step: row_sums_layout()
   int64_t floats;      // per image
   Layout layout;       // of images; blocked between the steps
   int64_t offset = 0;  // per image; in the arena, or in the part that holds whole batches
   int output_index = kNoValue;
+  int whole = kNoValue;         // the map that this one is a part of, in whose memory it lies
+  int64_t first_of_whole = 0;  // where, in floats
 };
 
 // What the workers do together before they wait for each other: a step, or, where its hidden
@@ -60,7 +76,7 @@ struct NetworkPlan {
   std::vector<PlanValue> values;
   std::vector<PlanStep> image_steps;  // one image does not need another
   std::vector<PlanRound> image_rounds;
-  std::vector<PlanStep> batch_steps;  // the linear layers, after all images
+  std::vector<PlanStep> batch_steps;  // linear layers that give no gate, after all images
   std::vector<int> outputs;
   int64_t text_steps;
   int64_t arena_floats = 0;  // per image

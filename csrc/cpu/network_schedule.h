@@ -44,6 +44,12 @@ inline const Kernel<DepthwiseParams>& kernel_for(const KernelTable& table, const
 inline const Kernel<PointwiseParams>& kernel_for(const KernelTable& table, const PointwiseParams&) {
   return table.pointwise_conv;
 }
+inline const Kernel<DenseConvParams>& kernel_for(const KernelTable& table, const DenseConvParams&) {
+  return table.dense_conv;
+}
+inline const Kernel<ResizeParams>& kernel_for(const KernelTable& table, const ResizeParams&) {
+  return table.resize;
+}
 inline const Kernel<InvertedResidualParams>& kernel_for(const KernelTable& table,
                                                         const InvertedResidualParams&) {
   return table.inverted_residual;

@@ -61,6 +61,8 @@ int NetworkLaunches::readers(int value) const {
 // nothing else reads what lies between them.
 void NetworkLaunches::add_steps() {
   for (const ProgramStep& program_step : program_.steps) {
+    FASTDW_CHECK(!is_for_cpu_alone(program_step), program_step.where,
+                 ": squeeze-excite and an activation after a linear layer have no CUDA kernel");
     Step next{program_step};
     Step* last = steps_.empty() ? nullptr : &steps_.back();
     const bool reads_last = last != nullptr && program_step.input == last->step.output &&
@@ -189,6 +191,9 @@ LaunchList NetworkLaunches::launches(int index, const NetworkMemory& memory) con
     case StepKind::depthwise_conv: return depthwise_conv(step, weights, memory);
     case StepKind::pointwise_conv: return pointwise_conv(step, weights, memory);
     case StepKind::block: return block(step, weights, memory);
+    case StepKind::dense_conv:
+    case StepKind::resize:
+    case StepKind::concat: fail(step.step.where, ": only the CPU runs this step");
     case StepKind::global_pool:
     case StepKind::linear: break;
   }

@@ -61,6 +61,9 @@ StepWeights find_step_weights(const ProgramStep& step, DType dtype, const uint8_
       weights.pointwise = dense(shape.channels_out, shape.channels_in, element_bytes(dtype));
       break;
     case StepKind::global_pool: return weights;
+    case StepKind::dense_conv:
+    case StepKind::resize:
+    case StepKind::concat: fail(step.where, ": only the CPU runs this step");
   }
   FASTDW_CHECK(cursor.end() <= available, step.where, ": packed: expected ", cursor.end(),
                " bytes, got ", available);

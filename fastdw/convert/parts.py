@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastdw.nn.fused_module import FusedModule
-from fastdw.plan.network import PlannedNetwork
+from fastdw.ops.program import CPU_STEPS
+from fastdw.plan.network import PlannedNetwork, check_device, placement
 from fastdw.plan.record import NotPlannable, Recording, record
 
 FEWEST_STEPS = 2
@@ -74,9 +75,12 @@ def _recording(child: nn.Module) -> Recording | None:
         return None
     try:
         recording = record(child)
+        check_device(recording, placement(child)[0])
     except NotPlannable:
         return None
-    return recording if len(recording.program.steps) >= FEWEST_STEPS else None
+    steps = recording.program.steps
+    alone = any(step.op in CPU_STEPS for step in steps)  # no fused module runs these
+    return recording if alone or len(steps) >= FEWEST_STEPS else None
 
 
 def _called_once(model: nn.Module, run: Callable[[], object]) -> set[nn.Module]:

@@ -15,11 +15,11 @@ from torch.utils import _pytree as pytree
 from fastdw import backends, native
 from fastdw.backends import DTYPE_NAMES
 from fastdw.convert.parts import PlannedParts, plan_parts
-from fastdw.convert.report import Reason, Report
+from fastdw.convert.report import Reason, Report, Row
 from fastdw.convert.rewrite import convert, revert
 from fastdw.convert.shape_run import input_size_of
 from fastdw.nn.fused_module import has_hooks
-from fastdw.plan.network import PlannedNetwork, gpu_reason, placement, share_state
+from fastdw.plan.network import PlannedNetwork, check_device, gpu_reason, placement, share_state
 from fastdw.plan.packed_layout import DTYPES as CUDA_DTYPES
 from fastdw.plan.record import NotPlannable, record
 
@@ -127,6 +127,7 @@ def optimize(
             parts = _planned_parts(fast, report, runs[0], dtype, backend)
         if report.planned or (parts.names and len(runs[0][0]) == 1):
             runs += _other_batch(model, runs[0])
+        _name_planned_steps(report)
         if strict and not report.planned:
             raise RuntimeError(f"{type(model).__name__} cannot be planned: {report.plan_reason}")
         message = _verify(network, report, runs, tolerance, dtype)
@@ -135,6 +136,8 @@ def optimize(
             message = _verify(network, report, runs, tolerance, dtype)
         if message and strict:
             raise RuntimeError(message)
+        if message and (parts.names or report.planned):
+            _forget_planned_steps(report)
         if message and parts.names:
             parts.undo()
             message = _verify(network, report, runs, tolerance, dtype)
@@ -154,6 +157,30 @@ def optimize(
             report.plan_reason = message
     network.__dict__["report"] = report
     return network
+
+
+def _forget_planned_steps(report: Report) -> None:
+    report.rows = [
+        replace(row, reason=Reason.DENSE_CONVOLUTION, backend="torch")
+        if row.reason is Reason.PLANNED
+        else row
+        for row in report
+    ]
+
+
+def _name_planned_steps(report: Report) -> None:
+    """Say of convolutions that are left by themselves that the plan around them runs them."""
+
+    def is_planned(row: Row) -> bool:
+        inside = any(row.name == p or row.name.startswith(f"{p}.") for p in report.planned_parts)
+        return row.reason in (Reason.DENSE_CONVOLUTION, Reason.STRIDED_POINTWISE) and (
+            inside or bool(report.planned)
+        )
+
+    report.rows = [
+        replace(row, reason=Reason.PLANNED, backend="cpp") if is_planned(row) else row
+        for row in report
+    ]
 
 
 _Run = tuple[tuple[Any, ...], list[Tensor]]
@@ -200,7 +227,9 @@ def _network(
     report.planned = False
     try:
         _check_plannable(fast, backend)
-        network = PlannedNetwork(fast, record(fast), keep_weights, backend)
+        recording = record(fast)
+        check_device(recording, placement(fast)[0])
+        network = PlannedNetwork(fast, recording, keep_weights, backend)
     except NotPlannable as reason:
         report.plan_reason = str(reason)
         _lay_out(fast, torch.channels_last)

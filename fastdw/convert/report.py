@@ -15,8 +15,12 @@ class Reason(enum.Enum):
 
     FUSED = "one fused op in eval mode, as before in training mode"
     ALREADY_FUSED = "is a fastdw module already"
+    PLANNED = "a step of the planned network; by itself it would run through torch"
     PARTLY_CONVERTED = "a layer inside it is converted already: revert the model first"
-    DENSE_CONVOLUTION = "a dense convolution: fastdw fuses depthwise, 1x1 and stem convolutions"
+    DENSE_CONVOLUTION = (
+        "a dense convolution: fastdw fuses depthwise, 1x1 and stem convolutions; "
+        "of dense ones only a planned network has a kernel"
+    )
     GROUPED_CONVOLUTION = "a grouped convolution that is not depthwise"
     STRIDED_POINTWISE = "a 1x1 convolution with stride or padding"
     NO_BATCH_NORM = "no batch norm takes the convolution's output"
@@ -75,7 +79,7 @@ class Row:
 
     @property
     def fused(self) -> bool:
-        return self.reason in (Reason.FUSED, Reason.ALREADY_FUSED)
+        return self.reason in (Reason.FUSED, Reason.ALREADY_FUSED, Reason.PLANNED)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -20,7 +20,8 @@ from fastdw.convert.report import Reason, Report, Row
 from fastdw.convert.rules import Refused, check_untouched, pattern_of_conv
 from fastdw.convert.shape_run import ShapeRun, run_on_shapes
 from fastdw.convert.siblings import SIBLINGS, FusedSibling, Passed, Site
-from fastdw.nn.fused_module import FusedModule
+from fastdw.nn.fused_module import FusedModule, NotFusable
+from fastdw.nn.units import check_units
 
 Level = Literal["block", "depthwise"]
 Filter = Callable[[str, nn.Module], bool]
@@ -285,7 +286,9 @@ def _block_candidate(
 
 def _untouchable(module: nn.Module) -> Reason | None:
     """Why the walk must not go into `module`, or None."""
-    if isinstance(module, (FusedModule, Passed)):
+    if isinstance(module, FusedModule):
+        return _reason_of_fused(module)
+    if isinstance(module, Passed):
         return Reason.ALREADY_FUSED
     if isinstance(module, torch.jit.ScriptModule):
         return Reason.SCRIPTED
@@ -294,6 +297,21 @@ def _untouchable(module: nn.Module) -> Reason | None:
     if any("torch.distributed.fsdp" in kind.__module__ for kind in type(module).__mro__):
         return Reason.SHARDED
     return None
+
+
+def _reason_of_fused(module: FusedModule) -> Reason:
+    """A fastdw module runs fused, unless it is a convolution that no kernel is for."""
+    try:
+        units = module._fused_units()
+        conv_types, norm_types = module._fused_conv_types, module._fused_norm_types
+        check_units(module._fused_pattern, units, conv_types, norm_types)
+    except NotFusable:
+        conv = getattr(module, "conv", None)
+        if isinstance(conv, nn.Conv2d) and module._fused_pattern != "depthwise_conv":
+            return Reason.DENSE_CONVOLUTION
+        if isinstance(conv, nn.Conv2d) and conv.groups not in (1, conv.in_channels):
+            return Reason.GROUPED_CONVOLUTION
+    return Reason.ALREADY_FUSED
 
 
 def _left_pattern(module: nn.Module) -> str:

@@ -12,6 +12,7 @@ from typing import cast
 from timm.layers import BatchNormAct2d, ConvNormAct, DropPath
 from timm.layers.adaptive_avgmax_pool import FastAdaptiveAvgPool, SelectAdaptivePool2d
 from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.linear import Linear
 from timm.layers.norm_act import SyncBatchNormAct
 from timm.models import _efficientnet_blocks as timm_blocks
 from torch import nn
@@ -28,7 +29,7 @@ from fastdw.convert.rules import (
     check_untouched,
 )
 from fastdw.convert.siblings import SIBLINGS, FusedSibling, Passed
-from fastdw.plan.record import INERT_TYPES, POOLING, Pooling
+from fastdw.plan.record import INERT_TYPES, LINEAR_TYPES, POOLING, Pooling
 
 
 class FusedConv2dSame(FusedSibling, Conv2dSame):
@@ -173,6 +174,7 @@ def register() -> None:
         BLOCKS[fused._fastdw_original] = fused
     UNITS[ConvNormAct] = FusedConvNormAct.units
     INERT_TYPES.update((DropPath, PassedBatchNormAct2d))
+    LINEAR_TYPES.add(Linear)  # nn.Linear with a cast for TorchScript
     POOLING.update({FastAdaptiveAvgPool: fast_pooling, SelectAdaptivePool2d: select_pooling})
 
 

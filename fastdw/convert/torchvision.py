@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 from torchvision.models import mobilenetv2, mobilenetv3
+from torchvision.ops import StochasticDepth
 from torchvision.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d, SqueezeExcitation
 
 from fastdw.convert.blocks import BLOCKS, FusedBlock
@@ -64,7 +65,7 @@ def register() -> None:
     """Add torchvision's classes to the tables."""
     NORM_TYPES.add(FrozenBatchNorm2d)
     SIBLINGS[FrozenBatchNorm2d] = PassedFrozenBatchNorm2d
-    INERT_TYPES.add(PassedFrozenBatchNorm2d)
+    INERT_TYPES.update((PassedFrozenBatchNorm2d, StochasticDepth))
     CONTAINERS.add(Conv2dNormActivation)
     NAMED_LAYERS[SqueezeExcitation] = Reason.SQUEEZE_EXCITE
     for fused in (

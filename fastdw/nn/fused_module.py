@@ -94,8 +94,11 @@ class FusedModule(nn.Module):
             self._drop_cache()  # a fused optimizer may write the weights next, uncounted
         return fused_call(pattern, units, x, residual)
 
-    def _checked_units(self) -> tuple[Unit, ...]:
-        """``_fused_units()`` if they may stand for the children now, else raise ``NotFusable``."""
+    def _checked_units(self, pattern: str | None = None) -> tuple[Unit, ...]:
+        """``_fused_units()`` if they may stand for the children now, else raise ``NotFusable``.
+
+        ``pattern``: what is to run them, in place of ``_fused_pattern``.
+        """
         for child in self._fused_children():
             name = type(child).__name__
             if has_hooks(child):
@@ -105,7 +108,8 @@ class FusedModule(nn.Module):
             if "forward" in child.__dict__:
                 raise NotFusable(f"the child {name} has a forward of its own")
         units = self._fused_units()
-        check_units(self._fused_pattern, units, self._fused_conv_types, self._fused_norm_types)
+        conv_types, norm_types = self._fused_conv_types, self._fused_norm_types
+        check_units(pattern or self._fused_pattern, units, conv_types, norm_types)
         return units
 
     def _traced_forward(self, x: Proxy) -> Any:
@@ -234,13 +238,21 @@ def _window(units: Sequence[Unit]) -> ConvUnit:
 def op_tensors(pattern: str, units: Sequence[Unit]) -> list[Tensor | None]:
     """The tensor arguments of the op after x, in schema order."""
     tensors: list[Tensor | None] = []
+    if pattern == "classifier_head":
+        return list(_linear_tensors(units[0]))
     for unit in units:
-        if isinstance(unit, LinearUnit):
-            tensors += [unit.linear.weight, unit.linear.bias]
-        else:
-            tensors += [unit.weight, *unit.scale_bias()]
+        assert isinstance(unit, ConvUnit)
+        tensors += [unit.weight, *unit.scale_bias()]
     no_expansion = pattern == "inverted_residual" and len(units) == 2
     return [None, None, None, *tensors] if no_expansion else tensors
+
+
+def _linear_tensors(unit: Unit) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias; of a 1x1 convolution on a single pixel as of the linear layer it is."""
+    if isinstance(unit, LinearUnit):
+        return unit.linear.weight, unit.linear.bias
+    weight, (scale, bias) = unit.weight.flatten(1), unit.scale_bias()
+    return (weight if scale is None else weight * scale[:, None].to(weight.dtype)), bias
 
 
 def _may_keep(x: Tensor) -> bool:

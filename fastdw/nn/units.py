@@ -111,6 +111,9 @@ def check_units(
         return
     if pattern == "stem_conv":
         _check_stem(convs[0])
+    elif pattern == "dense_conv":
+        if convs[0].conv.groups != 1:
+            raise NotFusable(f"{convs[0].conv.groups} groups: no kernel for it")
     elif pattern == "depthwise_conv":
         _check_depthwise(convs[0])
     elif pattern == "pointwise_conv":

@@ -36,7 +36,7 @@ _DEPTHWISE = (*_WINDOW, "dilation")
 STEP_KEYS: dict[str, tuple[str, ...]] = {
     "stem_conv": ("in", "out", *_CHANNELS, *_WINDOW, "activation", "weights"),
     "depthwise_conv": ("in", "out", *_CHANNELS, *_DEPTHWISE, "activation", "weights"),
-    "pointwise_conv": ("in", "out", *_CHANNELS, "residual", "activation", "weights"),
+    "pointwise_conv": ("in", "out", *_CHANNELS, "residual", "gate", "activation", "weights"),
     "separable_block": (
         *("in", "out", *_CHANNELS, *_DEPTHWISE),
         *("depthwise_activation", "pointwise_activation", "weights"),
@@ -46,10 +46,32 @@ STEP_KEYS: dict[str, tuple[str, ...]] = {
         *(*_DEPTHWISE, "expand_activation", "depthwise_activation", "project_activation"),
         "weights",
     ),
-    "classifier_head": ("in", "out", *_CHANNELS, "weights"),
+    "classifier_head": ("in", "out", *_CHANNELS, "activation", "weights"),
     "global_pool": ("in", "out", "channels"),
+    "dense_conv": ("in", "out", *_CHANNELS, *_DEPTHWISE, "activation", "weights"),
+    "biased_pointwise_conv": ("in", "out", *_CHANNELS, "bias", "activation", "weights"),
+    "resize": ("in", "out", "channels", "like", "scale", "mode"),
+    "concat": ("in", "out", "channels"),
 }
-"""The keys of each step, in the order in which they are written."""
+"""The keys of each step, in the order in which they are written.
+
+``biased_pointwise_conv`` adds the vector ``bias`` of each image before the activation; ``resize``
+gives the size of ``like``, or ``scale`` times the input's if that is "-"; ``concat`` joins the
+channels of several values, named with commas between them.
+"""
+
+CPU_STEPS = ("dense_conv", "biased_pointwise_conv", "resize", "concat")
+"""Steps that no GPU runs."""
+
+WEIGHTLESS = ("global_pool", "resize", "concat")
+
+RESIZE_MODES = ("nearest", "bilinear", "bilinear_aligned")
+
+OPTIONAL_KEYS: dict[str, dict[str, str]] = {
+    "pointwise_conv": {"gate": "-"},
+    "classifier_head": {"activation": "none"},
+}
+"""Keys that are not written where they have this value."""
 
 Shape = tuple[Any, ...]  # ints, symbolic ones included
 
@@ -70,8 +92,13 @@ class Step:
     padding: tuple[int, ...] = ()  # empty: same
     dilation: tuple[int, ...] = (1, 1)
     expand: bool = False
+    bias: str = "-"
+    like: str = "-"
+    scale: tuple[int, ...] = (1, 1)
+    mode: str = "bilinear"
     residual: str = "-"  # pointwise_conv: a value id or "-"; inverted_residual: "0" or "1"
-    activation: str = "none"
+    gate: str = "-"  # pointwise_conv: a value [batch, channels_in] that multiplies the input
+    activation: str = "none"  # classifier_head: one of `activation.GATES` too
     expand_activation: str = "none"
     depthwise_activation: str = "none"
     pointwise_activation: str = "none"
@@ -79,17 +106,44 @@ class Step:
     weights: int = 0
 
     def __str__(self) -> str:
-        tokens = [f"{key}={_written(self, key)}" for key in STEP_KEYS[self.op]]
+        written = {key: _written(self, key) for key in STEP_KEYS[self.op]}
+        optional = OPTIONAL_KEYS.get(self.op, {})
+        tokens = [f"{k}={value}" for k, value in written.items() if optional.get(k) != value]
         return " ".join([self.op, *tokens])
 
-    def output_shape(self, shape: Shape) -> Shape:
-        """Return the output's shape for an input of ``shape``; sizes may be symbolic."""
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The values that the step reads, if only their size."""
+        residual = self.residual if self.op == "pointwise_conv" else "-"
+        added = (residual, self.gate, self.bias, self.like)
+        return (*self.input.split(","), *(value for value in added if value != "-"))
+
+    @property
+    def is_for_cpu_alone(self) -> bool:
+        """Whether the step computes what no kernel on a GPU does."""
+        activates = self.op == "classifier_head" and self.activation != "none"
+        return self.op in CPU_STEPS or self.gate != "-" or activates
+
+    def output_shape(self, shape: Shape, like: Shape | None = None) -> Shape:
+        """Return the output's shape for an input of ``shape``; sizes may be symbolic.
+
+        Args:
+            shape: of the input, the first of several.
+            like: of the value that a ``resize`` names.
+        """
         if self.op == "global_pool":
             return (shape[0], self.channels)
+        if self.op == "concat":
+            return (shape[0], self.channels, *shape[2:])
+        if self.op == "resize":
+            if like is not None:
+                return (shape[0], self.channels, *like[2:])
+            sides = zip(shape[2:] or (1, 1), self.scale, strict=True)
+            return (shape[0], self.channels, *(side * times for side, times in sides))
+        if self.op in ("pointwise_conv", "biased_pointwise_conv"):
+            return (shape[0], self.channels_out, *shape[2:])
         if self.op == "classifier_head":
             return (shape[0], self.channels_out)
-        if self.op == "pointwise_conv":
-            return (shape[0], self.channels_out, shape[2], shape[3])
         height, width = output_size(
             shape[2:], self.kernel, self.stride, self.padding, self.dilation
         )
@@ -98,13 +152,13 @@ class Step:
     def weight_shapes(self) -> list[tuple[int, ...]]:
         """Return the shape of the weight of each of the step's convolutions, or linear layer."""
         last, inner = self.channels_out, self.channels_in
-        if self.op == "global_pool":
+        if self.op in WEIGHTLESS:
             return []
-        if self.op == "stem_conv":
+        if self.op in ("stem_conv", "dense_conv"):
             return [(last, inner, *self.kernel)]
         if self.op == "depthwise_conv":
             return [(last, 1, *self.kernel)]
-        if self.op == "pointwise_conv":
+        if self.op in ("pointwise_conv", "biased_pointwise_conv"):
             return [(last, inner, 1, 1)]
         if self.op == "classifier_head":
             return [(last, inner)]
@@ -126,13 +180,13 @@ class Step:
 
     def multiply_adds(self, shape: Shape) -> int:
         """Return the products of the step's convolutions for an input of ``shape``."""
-        if self.op == "global_pool":
+        if self.op in WEIGHTLESS:
             return 0
         if self.op == "classifier_head":
             return shape[0] * self.channels_in * self.channels_out
         output = self.output_shape(shape)
         pixels, taps = output[0] * math.prod(output[2:]), math.prod(self.kernel)
-        if self.op in ("stem_conv", "pointwise_conv"):
+        if self.op in ("stem_conv", "pointwise_conv", "biased_pointwise_conv", "dense_conv"):
             return pixels * self.channels_out * self.channels_in * taps
         if self.op == "depthwise_conv":
             return pixels * self.channels_out * taps
@@ -160,6 +214,20 @@ class Program:
         dtypes = {f"cuda_{name}": dtype for dtype, name in DTYPE_NAMES.items()}
         return dtypes[self.target]
 
+    @property
+    def gpu_refusal(self) -> str | None:
+        """Why no GPU runs the program; None: it may."""
+        names = {
+            "an activated classifier_head"
+            if step.op == "classifier_head"
+            else "a gated pointwise_conv"
+            if step.gate != "-"
+            else step.op
+            for step in self.steps
+            if step.is_for_cpu_alone
+        }
+        return f"planned on the CPU alone: {', '.join(sorted(names))}" if names else None
+
     def __str__(self) -> str:
         head = (
             f"fastdw-program version={VERSION} channels={self.channels} "
@@ -171,7 +239,8 @@ class Program:
         """Return the shape of every value, ``x`` included."""
         shapes: dict[str, Shape] = {"x": (batch, self.channels, height, width)}
         for step in self.steps:
-            shapes[step.output] = step.output_shape(shapes[step.input])
+            first = shapes[step.input.partition(",")[0]]
+            shapes[step.output] = step.output_shape(first, shapes.get(step.like))
         return shapes
 
     def output_shapes(self, batch: int, height: int, width: int) -> list[Shape]:
@@ -182,7 +251,7 @@ class Program:
     def multiply_adds(self, batch: int, height: int, width: int) -> int:
         """Return the products of all convolutions."""
         shapes = self.value_shapes(batch, height, width)
-        return sum(step.multiply_adds(shapes[step.input]) for step in self.steps)
+        return sum(step.multiply_adds(shapes[step.input.partition(",")[0]]) for step in self.steps)
 
 
 @lru_cache(maxsize=64)
@@ -210,6 +279,8 @@ def parse_program(text: str) -> Program:
     for number, line in enumerate(lines[1:], start=2):
         step = _parse_step(line, number)
         _check_values(step, widths, number)
+        if target != CPU and step.op in CPU_STEPS:
+            raise ValueError(f"program: line {number}: {step.op}: only the CPU runs this step")
         widths[step.output] = step.channels_out or step.channels
         steps.append(step)
     outputs = tuple(header["outputs"].split(","))
@@ -240,23 +311,32 @@ def _parse_step(line: str, number: int) -> Step:
             f"program: line {number}: expected one of {', '.join(STEP_KEYS)}, got {op!r}"
         )
     pairs = _pairs(tokens, number)
+    keys = tuple(key for key in keys if key in pairs or key not in OPTIONAL_KEYS.get(op, ()))
     if tuple(pairs) != keys:
         raise ValueError(
             f"program: line {number}: {op}: expected the keys {' '.join(keys)}, "
             f"got {' '.join(pairs)}"
         )
-    return Step(op, **{_FIELD.get(key, key): _read(key, pairs[key], number) for key in keys})
+    return Step(op, **{_FIELD.get(key, key): _read(op, key, pairs[key], number) for key in keys})
 
 
 _FIELD = {"in": "input", "out": "output"}
-_PAIRS = ("kernel", "stride", "dilation")
+_PAIRS = ("kernel", "stride", "dilation", "scale")
 
 
-def _read(key: str, value: str, number: int) -> Any:
-    if key in ("in", "out", "residual"):
+def _read(op: str, key: str, value: str, number: int) -> Any:
+    if key in ("in", "out", "residual", "gate", "bias", "like"):
+        return value
+    if key == "mode":
+        if value not in RESIZE_MODES:
+            raise ValueError(
+                f"program: line {number}: mode: expected one of {', '.join(RESIZE_MODES)}, "
+                f"got {value!r}"
+            )
         return value
     if key.endswith("activation"):
-        return activations.check(value, f"program: line {number}: {key}")
+        known = activations.ACTIVATIONS + activations.GATES * (op == "classifier_head")
+        return activations.check(value, f"program: line {number}: {key}", known)
     if key == "expand":
         return value == "1"
     if key == "padding" and value == "same":
@@ -283,16 +363,26 @@ def _written(step: Step, key: str) -> str:
 
 def _check_values(step: Step, widths: dict[str, int], number: int) -> None:
     where = f"program: line {number}: {step.op}"
-    wanted = step.channels if step.op == "global_pool" else step.channels_in
-    if widths.get(step.input) != wanted:
+    wanted = step.channels if step.op in WEIGHTLESS else step.channels_in
+    parts = step.input.split(",") if step.op == "concat" else [step.input]
+    unknown = [part for part in parts if part not in widths]
+    if unknown or sum(widths[part] for part in parts) != wanted:
+        got = "none" if unknown else sum(widths[part] for part in parts)
         raise ValueError(
-            f"{where}: in={step.input}: expected a value of {wanted} channels, "
-            f"got {widths.get(step.input, 'none')}"
+            f"{where}: in={step.input}: expected a value of {wanted} channels, got {got}"
         )
+    for key in ("bias", "like"):
+        if getattr(step, key) not in ("-", *widths):
+            raise ValueError(f"{where}: {key}={getattr(step, key)}: no step before computes it")
     if step.output in widths:
         raise ValueError(f"{where}: out={step.output}: this value exists already")
     if step.op == "pointwise_conv" and step.residual not in ("-", *widths):
         raise ValueError(f"{where}: residual={step.residual}: no step before computes it")
+    if step.gate != "-" and widths.get(step.gate) != step.channels_in:
+        raise ValueError(
+            f"{where}: gate={step.gate}: expected a value of {step.channels_in} channels, "
+            f"got {widths.get(step.gate, 'none')}"
+        )
 
 
 def fake(x: Tensor, packed: Tensor, program: str) -> list[Tensor]:

@@ -30,7 +30,7 @@ def run(x: Tensor, packed: Tensor, program: str) -> list[Tensor]:
         raise ValueError("program: expected one with target=cuda_<dtype>, got one for the CPU")
     if x.shape[1] != parsed.channels:
         raise ValueError(f"x: expected {parsed.channels} channels, got {list(x.shape)}")
-    refusal = triton_backend.reason(x.device.type, x.device.index)
+    refusal = parsed.gpu_refusal or triton_backend.reason(x.device.type, x.device.index)
     if refusal is not None:
         raise RuntimeError(f"fastdw_triton::planned_network: {refusal}")
     with torch.no_grad():

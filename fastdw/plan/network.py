@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch.utils import _pytree as pytree
 
 from fastdw import backends, native
 from fastdw.nn.fused_module import is_transformed, op_tensors
+from fastdw.nn.units import Unit
 from fastdw.ops import triton_backend
-from fastdw.ops.program import CPU, parse_program
+from fastdw.ops.program import CPU, CPU_STEPS, Step, parse_program
 from fastdw.plan import packed_layout
-from fastdw.plan.record import Recording, record
+from fastdw.plan.record import NotPlannable, Recording, record
 
 
 def pack(recording: Recording) -> tuple[Tensor, str]:
@@ -26,12 +27,19 @@ def pack(recording: Recording) -> tuple[Tensor, str]:
     """
     blobs: list[Tensor | None] = []
     for step, units in zip(recording.program.steps, recording.units, strict=True):
-        blob = None
-        if units:
-            tensors = [None if t is None else t.float().cpu() for t in op_tensors(step.op, units)]
-            blob = getattr(torch.ops.fastdw, f"pack_{step.op}").default(*tensors)
-        blobs.append(blob)
+        blobs.append(_blob(step, units) if units else None)
     return packed_layout.join(blobs, recording.program, torch.device("cpu"))
+
+
+def _blob(step: Step, units: Sequence[Unit]) -> Tensor:
+    tensors = [None if t is None else t.float().cpu() for t in op_tensors(step.op, units)]
+    name = "pointwise_conv" if step.op in CPU_STEPS else step.op
+    if step.op == "dense_conv":  # as a 1x1 convolution, the taps one after another
+        weight = tensors[0]
+        assert weight is not None
+        tensors[0] = weight.permute(0, 2, 3, 1).reshape(step.channels_out, -1, 1, 1)
+    blob: Tensor = getattr(torch.ops.fastdw, f"pack_{name}").default(*tensors)
+    return blob
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -52,6 +60,13 @@ def gpu_reason(backend: str = "auto") -> str | None:
     if None in reasons.values():
         return None
     return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
+def check_device(recording: Recording, device: torch.device) -> None:
+    """Raise `NotPlannable` where the kernels of `device` lack a step."""
+    refusal = None if device.type == "cpu" else recording.program.gpu_refusal
+    if refusal is not None:
+        raise NotPlannable(refusal)
 
 
 def share_state(wrapper: nn.Module, model: nn.Module) -> None:
@@ -107,6 +122,7 @@ class PlannedNetwork(nn.Module):
         self.backend = backend
         packed, self.program = pack(recording)
         device, dtype = placement(model)
+        check_device(recording, device)
         self.structure: pytree.TreeSpec = recording.structure
         self._returns_tensor = self.structure.is_leaf()
         self.places = recording.places
@@ -161,13 +177,16 @@ class PlannedNetwork(nn.Module):
         if not (x.is_cpu and packed.is_cpu) and x.device != packed.device:
             return f"x: expected a tensor on {packed.device}, got one on {x.device}"
         if not x.is_cpu and not self._on_gpu:
-            return f"x: no planned network runs on {x.device}: {gpu_reason(self.backend)}"
+            return f"x: no planned network runs on {x.device}: {self._gpu_reason()}"
         if x.requires_grad and torch.is_grad_enabled():
             return "x: expected no requires_grad, a planned network has no gradient"
         backend = self._backend_in_use()
         if backend in ("auto", "cpp") or (backend == "triton" and self._on_gpu):
             return None
         return f"backend: {backend} has no planned network" + " on the CPU" * (backend == "triton")
+
+    def _gpu_reason(self) -> str | None:
+        return parse_program(self.program).gpu_refusal or gpu_reason(self.backend)
 
     def _backend_in_use(self) -> str:
         return backends.current_backend() if self.backend == "auto" else self.backend
@@ -191,6 +210,9 @@ class PlannedNetwork(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PlannedNetwork:
         probe = fn(torch.empty(0, dtype=self.dtype))
         goes_to_cuda = probe.is_cuda and probe.dtype in packed_layout.DTYPES
+        refusal = parse_program(self.program).gpu_refusal
+        if not self._model and probe.is_cuda and refusal is not None:
+            raise RuntimeError(f"{refusal}: optimize(..., keep_weights=True) would run its blocks")
         if not self._model and not goes_to_cuda:
             if probe.dtype is not torch.float32 or probe.device.type != "cpu":
                 raise RuntimeError(
@@ -198,7 +220,7 @@ class PlannedNetwork(nn.Module):
                     f"{probe.device}: optimize(..., keep_weights=True) keeps weights that can move"
                 )
         super()._apply(fn, recurse)
-        loaded = goes_to_cuda and gpu_reason(self.backend) is None
+        loaded = goes_to_cuda and self._gpu_reason() is None
         self._rearrange(probe.dtype if loaded else None)
         return self
 

@@ -40,8 +40,13 @@ def to_cuda_layout(packed: Tensor, program: str, dtype: torch.dtype) -> tuple[Te
 
     Returns:
         The new buffer, on the same device, and the program with the new places of the weights.
+
+    Raises:
+        ValueError: no kernels on CUDA run the program.
     """
     parsed, target = parse_program(program), target_name(dtype)
+    if parsed.gpu_refusal is not None:
+        raise ValueError(f"program: {parsed.gpu_refusal}")
     blobs = []
     for step in parsed.steps:
         bias_dtype = dtype if step.op == "classifier_head" else torch.float32

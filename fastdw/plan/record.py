@@ -20,12 +20,26 @@ from fastdw import activation as activations
 from fastdw.nn.fused_module import ConvUnit, FusedModule, LinearUnit, NotFusable
 from fastdw.nn.units import Unit, check_units, conv_pattern
 from fastdw.ops.program import Program
+from fastdw.plan.calls import (
+    ACTIVATION_FUNCTIONS,
+    ADDITIONS,
+    ADDITIONS_IN_PLACE,
+    DROPOUTS,
+    FLATTENINGS,
+    MEANS,
+    PRODUCTS,
+    PRODUCTS_IN_PLACE,
+    argument,
+    flattens_after_batch,
+    size_kind,
+    target_name,
+)
+from fastdw.plan.calls import SETTINGS as CALL_SETTINGS
+from fastdw.plan.joins import POOLED, UPSAMPLINGS, Joins, dense_units
+from fastdw.plan.joins import SETTINGS as JOIN_SETTINGS
 from fastdw.plan.steps import PlanStep, activate, add_into, merge_blocks, step_of
 from fastdw.plan.trace import NotTraceable, Traced, trace_forward
-
-
-class NotPlannable(Exception):
-    """Why a network cannot run as one op; the message names the layer."""
+from fastdw.plan.values import NotPlannable, Value
 
 
 @dataclass(frozen=True)
@@ -64,32 +78,17 @@ POOLING: dict[type, Callable[[nn.Module], Pooling | None]] = {
 }
 """Exact classes that may be a global average pool."""
 
-ACTIVATION_FUNCTIONS: dict[Any, str] = {
-    F.relu: "relu",
-    torch.relu: "relu",
-    F.relu6: "relu6",
-    F.hardswish: "hardswish",
-    F.silu: "silu",
-    "relu": "relu",
-    "relu_": "relu",
-}
+LINEAR_TYPES: set[type] = {nn.Linear}
+"""Exact classes that compute what `nn.Linear` does."""
 
-ADDITIONS_IN_PLACE: tuple[Any, ...] = (operator.iadd, "add_")
-ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add", *ADDITIONS_IN_PLACE)
-DROPOUTS: tuple[Any, ...] = (F.dropout, F.dropout2d, F.alpha_dropout, torch.dropout)
-MEANS: tuple[Any, ...] = (torch.mean, "mean")
-FLATTENINGS: tuple[Any, ...] = (torch.flatten, "flatten")
+FLATTENED = ("pooled", "pixel", "flat", "vector")
+"""Kinds of values that may be viewed as [N, C]."""
 
-SETTINGS: dict[Any, set[str]] = {
-    **dict.fromkeys(ACTIVATION_FUNCTIONS, {"inplace"}),
-    **dict.fromkeys(DROPOUTS, {"p", "training", "inplace"}),
-    **dict.fromkeys(MEANS, {"dim", "keepdim"}),
-    **dict.fromkeys(FLATTENINGS, {"start_dim", "end_dim"}),
-}
+SETTINGS = CALL_SETTINGS | JOIN_SETTINGS
 """Keyword arguments that functions may come with; with any other they are refused."""
 
-FLATTENED = ("pooled", "flat", "vector")
-"""Kinds of values that may be viewed as [N, C]."""
+READS_MORE = {"pointwise_conv": ["gated"], "classifier_head": ["flat", "vector"]}
+"""Kinds of values besides maps that a step can read."""
 
 
 def record(model: nn.Module) -> Recording:
@@ -110,36 +109,19 @@ def record(model: nn.Module) -> Recording:
 
 def _is_leaf(module: nn.Module) -> bool:
     kind = type(module)
-    if isinstance(module, FusedModule) or kind in INERT_TYPES:
+    if isinstance(module, FusedModule) or kind in INERT_TYPES | LINEAR_TYPES:
         return True
     if kind in POOLING and POOLING[kind](module) is not None:
         return True
     return kind.__module__.startswith("torch.nn.") and kind is not nn.Sequential
 
 
-@dataclass(frozen=True)
-class _Value:
-    """What a node of the graph holds.
-
-    Attributes:
-        id: the value in the program; of a pooled one the map that is pooled.
-        kind: "map" [N, C, H, W], "pooled" [N, C, 1, 1] not computed yet, "flat" the same as [N, C],
-            "rows" [N, C, H] (the mean over width), "vector" [N, C] computed; of a tensor also its
-            "shape", its "batch" size, or another "size" or attribute, which nothing can use.
-        node: the node that computed it, before those that only hand it on.
-    """
-
-    id: str
-    kind: str
-    node: fx.Node
-
-
-class _Recorder:
+class _Recorder(Joins):
     def __init__(self, model: nn.Module, traced: Traced) -> None:
         self.model, self.traced = model, traced
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.steps: list[PlanStep] = []
-        self.values: dict[fx.Node, _Value] = {}
+        self.values: dict[fx.Node, Value] = {}
         self.outputs: list[str] = []
         self.structure: pytree.TreeSpec | None = None
 
@@ -177,7 +159,7 @@ class _Recorder:
             return
         if any(value.id == "x" for value in self.values.values()):
             raise NotPlannable("forward takes more than one input")
-        self.values[node] = _Value("x", "map", node)
+        self.values[node] = Value("x", "map", node)
 
     def _module(self, node: fx.Node, module: nn.Module) -> None:
         name, kind = str(node.target), type(module)
@@ -186,12 +168,15 @@ class _Recorder:
         if "forward" in module.__dict__:
             raise NotPlannable(f"{name}: forward was replaced on the instance")
         source = self.values[node.args[0]]
-        activation = activations.name_of(module)
+        activation = activations.name_of(module) or activations.gate_of(module)
         if isinstance(module, FusedModule):
             try:
                 units, pattern = module._checked_units(), module._fused_pattern
             except NotFusable as error:
-                raise NotPlannable(f"{name}: {error}") from error
+                dense = dense_units(module)
+                if dense is None:
+                    raise NotPlannable(f"{name}: {error}") from error
+                units, pattern = dense, "dense_conv"
             self._step(node, source, pattern, units, module._fused_residual(), name)
         elif kind in INERT_TYPES:
             self.values[node] = source
@@ -202,10 +187,9 @@ class _Recorder:
             self._pool(node, source, pooling.flatten, name)
         elif kind is nn.Flatten and (module.start_dim, module.end_dim) in ((1, -1), (1, 3)):
             self._flatten(node, source, name)
-        elif kind is nn.Linear and source.kind == "flat":
+        elif kind in LINEAR_TYPES and source.kind in ("flat", "vector"):
             assert isinstance(module, nn.Linear)
-            units = (LinearUnit(module),)
-            self._step(node, replace(source, kind="map"), "classifier_head", units, False, name)
+            self._step(node, source, "classifier_head", (LinearUnit(module),), False, name)
         elif kind is nn.Conv2d:
             assert isinstance(module, nn.Conv2d)
             unit = ConvUnit(module, None, "none")
@@ -213,8 +197,14 @@ class _Recorder:
                 pattern = conv_pattern(unit)
                 check_units(pattern, (unit,))
             except NotFusable as error:
-                raise NotPlannable(f"{name}: {error}") from error
+                if dense_units(module) is None:
+                    raise NotPlannable(f"{name}: {error}") from error
+                pattern = "dense_conv"
             self._step(node, source, pattern, (unit,), False, name)
+        elif kind is nn.BatchNorm2d and self._normalize(node, source, module):
+            pass
+        elif kind in UPSAMPLINGS and self._upsample(node, source, module):
+            pass
         elif activation is not None:
             self._activate(node, source, activation)
         else:
@@ -227,27 +217,31 @@ class _Recorder:
         unknown = node.kwargs.keys() - SETTINGS.get(target, set())
         if source is None or unknown:
             with_them = f" with {', '.join(sorted(unknown))}" if unknown else ""
-            raise NotPlannable(f"{node.name}: {_name(target)}{with_them} has no step")
-        if target in DROPOUTS and _argument(node, 2, "training", True) is False:
+            raise NotPlannable(f"{node.name}: {target_name(target)}{with_them} has no step")
+        if target in DROPOUTS and argument(node, 2, "training", True) is False:
             self.values[node] = source
         elif target in ACTIVATION_FUNCTIONS:
             self._activate(node, source, ACTIVATION_FUNCTIONS[target])
+        elif self._join(node, source):
+            pass
         elif target in ADDITIONS and len(sources) == len(node.args) == 2:
             self._add(node, source, sources[1])
+        elif target in PRODUCTS and len(sources) == len(node.args) == 2:
+            self._multiply(node, source, sources[1])
         elif target is F.adaptive_avg_pool2d and arguments in ((1,), ((1, 1),), ([1, 1],)):
             self._pool(node, source, False, node.name)
         elif target in MEANS:
             self._mean(node, source)
-        elif target in FLATTENINGS and _flattens_after_batch(node):
+        elif target in FLATTENINGS and flattens_after_batch(node):
             self._flatten(node, source, node.name)
         elif target in ("size", getattr) or (target is operator.getitem and source.kind == "shape"):
-            self.values[node] = _Value(source.id, _size(target, source.kind, arguments), node)
+            self.values[node] = Value(source.id, size_kind(target, source.kind, arguments), node)
         elif target in ("view", "reshape", torch.reshape) and self._is_flat(arguments, source):
             self._flatten(node, source, node.name)
         else:
-            raise NotPlannable(f"{node.name}: {_name(target)} has no step")
+            raise NotPlannable(f"{node.name}: {target_name(target)} has no step")
 
-    def _is_flat(self, shape: tuple[Any, ...], source: _Value) -> bool:
+    def _is_flat(self, shape: tuple[Any, ...], source: Value) -> bool:
         """Say whether a view of `source` as `shape` is [batch, channels]."""
         if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
             shape = tuple(shape[0])
@@ -262,55 +256,71 @@ class _Recorder:
     def _step(
         self,
         node: fx.Node,
-        source: _Value,
+        source: Value,
         pattern: str,
         units: tuple[Unit, ...],
         residual: bool,
         name: str,
     ) -> None:
-        if source.kind != "map":
+        kind, taken = ("vector" if pattern == "classifier_head" else "map"), ["map"]
+        if pattern == "pointwise_conv" and source.kind in POOLED:
+            kind, taken, pattern = "pixel", [source.kind], "classifier_head"
+        elif pattern in READS_MORE:
+            taken += READS_MORE[pattern]
+        if pattern == "pointwise_conv" and source.kind == "mixed":
+            source = self._pointwise_on_mixed(node, source, units)
+            if source.kind == "map":
+                self.values[node] = source
+                return
+        source = self._as_map(node, source) or source
+        if source.kind not in taken:
             raise NotPlannable(f"{name}: expected an image or a feature map, got a {source.kind}")
-        value = str(len(self.values))
-        self.steps.append(step_of(pattern, units, source.id, value, residual))
-        kind = "vector" if pattern == "classifier_head" else "map"
-        self.values[node] = _Value(value, kind, node)
+        value = self._new_id()
+        planned = step_of(pattern, units, source.id, value, residual)
+        if source.kind == "gated":
+            planned = replace(planned, step=replace(planned.step, gate=source.gate))
+        self.steps.append(planned)
+        self.values[node] = Value(value, kind, node)
 
-    def _pool(self, node: fx.Node, source: _Value, flatten: bool, name: str) -> None:
-        if source.kind != "map" or source.id == "x":
+    def _pool(self, node: fx.Node, source: Value, flatten: bool, name: str) -> None:
+        kind = "flat" if flatten else "pooled"
+        if source.id == "x" and self._channels("x"):
+            kind = "pooled input"  # which only a 1x1 convolution reads
+        elif source.kind != "map" or source.id == "x":
             raise NotPlannable(f"{name}: pools something else than a feature map")
-        self.values[node] = _Value(source.id, "flat" if flatten else "pooled", node)
+        self.values[node] = Value(source.id, kind, node)
 
-    def _flatten(self, node: fx.Node, source: _Value, name: str) -> None:
+    def _flatten(self, node: fx.Node, source: Value, name: str) -> None:
         if source.kind not in FLATTENED:
             raise NotPlannable(f"{name}: flattens a {source.kind}")
-        kind = "flat" if source.kind == "pooled" else source.kind
+        kind = {"pooled": "flat", "pixel": "vector"}.get(source.kind, source.kind)
         self.values[node] = replace(source, kind=kind, node=node)
 
-    def _mean(self, node: fx.Node, source: _Value) -> None:
-        axes = _argument(node, 1, "dim", None)
-        keeps = bool(_argument(node, 2, "keepdim", False))
+    def _mean(self, node: fx.Node, source: Value) -> None:
+        axes = argument(node, 1, "dim", None)
+        keeps = bool(argument(node, 2, "keepdim", False))
         if isinstance(axes, (tuple, list)):
             axes = tuple(axes)
         if source.kind == "map" and axes in ((2, 3), (3, 2), (-2, -1), (-1, -2)):
             self._pool(node, source, not keeps, node.name)
         elif source.kind == "map" and axes in (3, -1) and not keeps:
-            self.values[node] = _Value(source.id, "rows", node)
+            self.values[node] = Value(source.id, "rows", node)
         elif source.kind == "rows" and axes in (2, -1) and not keeps:
-            self.values[node] = _Value(source.id, "flat", node)
+            self.values[node] = Value(source.id, "flat", node)
         else:
             raise NotPlannable(f"{node.name}: a mean that is no global average pool")
 
-    def _activate(self, node: fx.Node, source: _Value, activation: str) -> None:
+    def _activate(self, node: fx.Node, source: Value, activation: str) -> None:
         index = self._only_reader(node, source)
         step = None if index is None else activate(self.steps[index], activation)
-        if source.kind != "map":
+        if source.kind not in ("map", "pixel", "vector"):
             step = None
         if index is None or step is None:
             raise NotPlannable(f"{node.name}: {activation} has no step before it to join")
         self.steps[index] = step
         self.values[node] = replace(source, node=node)
 
-    def _add(self, node: fx.Node, left: _Value, right: _Value | None) -> None:
+    def _add(self, node: fx.Node, left: Value, right: Value | None) -> None:
         """Let the later of the two steps add the other value."""
         assert right is not None
         order = {"x": -1, **{s.step.output: index for index, s in enumerate(self.steps)}}
@@ -325,19 +335,29 @@ class _Recorder:
                 return
         raise NotPlannable(f"{node.name}: this addition has no step before it to join")
 
+    def _multiply(self, node: fx.Node, left: Value, right: Value | None) -> None:
+        """A map times the gates of its channels: the 1x1 convolution that reads it multiplies."""
+        assert right is not None
+        feature, gate = (right, left) if left.kind == "pixel" else (left, right)
+        overwrites = self._overwrites(node, feature)
+        kinds, widths = (feature.kind, gate.kind), [self._channels(v.id) for v in (feature, gate)]
+        if kinds != ("map", "pixel") or widths[0] != widths[1] or overwrites:
+            raise NotPlannable(f"{node.name}: this product is no map times gates of its channels")
+        self.values[node] = Value(feature.id, "gated", node, gate.id)
+
     def _channels(self, value: str) -> int:
-        widths = {s.step.output: s.step.channels_out for s in self.steps}
+        widths = {s.step.output: s.step.channels_out or s.step.channels for s in self.steps}
         readers = (s.step.channels_in for s in self.steps if s.step.input == "x")
         return widths.get(value) or next(readers, 0)
 
-    def _only_reader(self, node: fx.Node, source: _Value) -> int | None:
+    def _only_reader(self, node: fx.Node, source: Value) -> int | None:
         """The step that computes `source`, if nothing but `node` reads it."""
         if any(len(holder.users) != 1 for holder in self._holders(node, source)):
             return None
         outputs = [s.step.output for s in self.steps]
         return outputs.index(source.id) if source.id in outputs else None
 
-    def _holders(self, node: fx.Node, source: _Value) -> list[fx.Node]:
+    def _holders(self, node: fx.Node, source: Value) -> list[fx.Node]:
         """The nodes that hand `source` on to `node`, back to the one that computes it."""
         holder = next(n for n in node.all_input_nodes if self.values.get(n) is source)
         holders = [holder]
@@ -346,10 +366,11 @@ class _Recorder:
             holders.append(holder)
         return holders
 
-    def _overwrites(self, node: fx.Node, source: _Value) -> bool:
+    def _overwrites(self, node: fx.Node, source: Value) -> bool:
         """Say whether something still reads `source` after `node` has added to it in place."""
         later = {user for holder in self._holders(node, source) for user in holder.users}
-        return node.target in ADDITIONS_IN_PLACE and any(node < user for user in later)
+        in_place = (*ADDITIONS_IN_PLACE, *PRODUCTS_IN_PLACE)
+        return node.target in in_place and any(node < user for user in later)
 
     def _output(self) -> None:
         leaves, self.structure = pytree.tree_flatten(self.traced.result)
@@ -360,7 +381,7 @@ class _Recorder:
             value = self.values[leaf.node]
             if value.kind == "flat":
                 if value.id not in pooled:
-                    pooled[value.id] = str(len(self.values) + len(pooled))
+                    pooled[value.id] = self._new_id()
                     self.steps.append(
                         PlanStep.pool(value.id, pooled[value.id], self._channels(value.id))
                     )
@@ -371,28 +392,3 @@ class _Recorder:
                 raise NotPlannable(f"output: a {value.kind} is no output that a step computes")
         if not leaves:
             raise NotPlannable("output: no tensor")
-
-
-def _flattens_after_batch(node: fx.Node) -> bool:
-    axes = _argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1)
-    return axes in ((1, -1), (1, 3))
-
-
-def _size(target: Any, kind: str, arguments: tuple[Any, ...]) -> str:
-    """The kind of `.size(...)`, of an attribute, or of an item of a shape."""
-    if kind in ("batch", "size"):
-        return "size"
-    whole = ("shape",) if target is getattr else ()
-    if kind != "shape" and arguments == whole:
-        return "shape"
-    return "batch" if target is not getattr and arguments == (0,) else "size"
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(name, default)
-
-
-def _name(target: Any) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fastdw.activation import GATES
 from fastdw.geometry import keeps_size
 from fastdw.nn.fused_module import ConvUnit, LinearUnit
 from fastdw.nn.units import Unit
@@ -16,8 +17,11 @@ LAST_ACTIVATION = {
     "stem_conv": "activation",
     "depthwise_conv": "activation",
     "pointwise_conv": "activation",
+    "biased_pointwise_conv": "activation",
+    "dense_conv": "activation",
     "separable_block": "pointwise_activation",
     "inverted_residual": "project_activation",
+    "classifier_head": "activation",
 }
 """Which field of a step says what is applied last."""
 
@@ -54,6 +58,10 @@ def step_of(
         step = Step(pattern, source, value, channels_in=channels_in, channels_out=channels_out)
         return PlanStep(step, units)
     convs = [unit for unit in units if isinstance(unit, ConvUnit)]
+    if pattern == "classifier_head":
+        conv = convs[0].conv
+        step = Step(pattern, source, value, conv.in_channels, channels_out=conv.out_channels)
+        return PlanStep(replace(step, activation=convs[0].activation), units)
     window = convs[max(len(convs) - 2, 0)]
     step = Step(
         pattern,
@@ -92,6 +100,8 @@ def activate(planned: PlanStep, activation: str) -> PlanStep | None:
     name = LAST_ACTIVATION.get(planned.step.op)
     if name is None or planned.adds or getattr(planned.step, name) != "none":
         return None
+    if activation in GATES and planned.step.op != "classifier_head":
+        return None
     fields: dict[str, Any] = {name: activation}
     return replace(planned, step=replace(planned.step, **fields))
 
@@ -112,9 +122,7 @@ def merge_blocks(steps: Sequence[PlanStep], outputs: Sequence[str]) -> list[Plan
     """Join depthwise and 1x1 steps that only feed each other into blocks."""
     readers = Counter(outputs)
     for planned in steps:
-        readers[planned.step.input] += 1
-        if planned.step.op == "pointwise_conv" and planned.adds:
-            readers[planned.step.residual] += 1
+        readers.update(planned.step.reads)
     merged: list[PlanStep] = []
     for planned in steps:
         taken, block = _block(merged, planned, readers)
@@ -128,12 +136,12 @@ def _block(
 ) -> tuple[int, PlanStep]:
     """How many steps before `project` join it, and the block; (0, project) if none does."""
     depthwise = _feeding(before, project, "depthwise_conv", readers)
-    if project.step.op != "pointwise_conv" or depthwise is None:
+    if project.step.op != "pointwise_conv" or depthwise is None or project.step.gate != "-":
         return 0, project
     if depthwise.step.channels_in != depthwise.step.channels_out:
         return 0, project
     expand = _feeding(before[:-1], depthwise, "pointwise_conv", readers)
-    if expand is not None and _is_bottleneck(expand.step, project.step):
+    if expand is not None and expand.step.gate == "-" and _is_bottleneck(expand.step, project.step):
         block = _joined(expand, depthwise, project)
         if block is not None:
             return 2, block

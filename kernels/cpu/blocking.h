@@ -40,7 +40,7 @@ FASTDW_INLINE BlockBlocking block_blocking(const InvertedResidualParams& params,
     cut.chunk_blocks = smaller(hidden_blocks, cut.chunk_blocks);
     cut.slab_blocks = single ? cut.chunk_blocks : hidden_blocks;
     cut.slab_floats = cut.slab_blocks * cut.ring_rows * hidden_row;
-    cut.filtered_floats = hidden_blocks * band * filtered_row;
+    cut.filtered_floats = params.has_project ? hidden_blocks * band * filtered_row : 0;
     const bool copies_input = params.has_expand && !params.x_layout.is_blocked();
     cut.input_floats =
         copies_input ? channel_blocks(params.channels_in) * cut.ring_rows * hidden_row : 0;

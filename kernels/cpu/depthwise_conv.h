@@ -47,6 +47,8 @@ void multiplied_rows(const DepthwiseParams& params, DepthwiseBlock call, const f
     call.x = {ring, row_floats, kChannelBlock, from, from % ring_rows, ring_rows};
     call.y = y + (row - call.first_row) * call.y_row_stride;
     DepthwiseBlock one = call;
+    if (call.row_sums != nullptr)
+      one.row_sums = call.row_sums + (row - call.first_row) * call.row_sums_stride;
     one.first_row = row;
     one.last_row = row + 1;
     depthwise_block(one);
@@ -76,6 +78,11 @@ void depthwise_image_rows(const DepthwiseParams& params, int64_t image, int64_t 
     call.load_channels = call.store_channels = smaller(kChannelBlock, channels_out - channel);
     call.window = params.window;
     call.activation = params.activation;
+    if (params.row_sums != nullptr) {
+      const Layout sums = row_sums_layout(channels_out, params.height_out);
+      call.row_sums_stride = sums.pixel;
+      call.row_sums = params.row_sums + image * sums.image + first_row * sums.pixel + channel;
+    }
     if (params.multiplier > 1) {
       multiplied_rows(params, call, x, channel, scratch);
       continue;

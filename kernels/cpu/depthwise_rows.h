@@ -1,85 +1,16 @@
 // Depthwise convolution of one block of 16 channels, row by row:
 // y[row][q] = act(bias + sum_{i,j} taps[i][j] * x[row * s - top + i * d][q * s - left + j * d]).
 // 3x3 slides along the row: the nine taps stay in registers, each column of x is loaded once and
-// added to the two or three outputs that see it. Other windows hold a tile of outputs in registers.
+// added to the two or three outputs that see it. For other windows see depthwise_windows.h.
 // Columns outside the image are skipped, never multiplied by zero: inf and NaN stay where they are.
 #pragma once
 
+#include "kernels/cpu/depthwise_block.h"
+#include "kernels/cpu/depthwise_windows.h"
 #include "kernels/cpu/epilogue.h"
-#include "kernels/cpu/simd/vec.h"
 
 namespace fastdw {
 namespace {
-
-// Rows of one channel block, possibly kept in a ring.
-struct RowSource {
-  const float* base;
-  int64_t row_stride, pixel_stride;  // floats
-  int64_t first_row, first_slot;     // the oldest row held, and its place in the ring
-  int64_t ring_rows;
-
-  FASTDW_INLINE const float* row(int64_t index) const {
-    int64_t slot = first_slot + index - first_row;
-    if (slot >= ring_rows) slot -= ring_rows;
-    return base + slot * row_stride;
-  }
-};
-
-struct DepthwiseBlock {
-  RowSource x;
-  int64_t height, width;
-  float* y;  // where row first_row of the output goes
-  int64_t y_row_stride, y_pixel_stride;
-  int64_t first_row, last_row, width_out;
-  const float* taps;  // [kernel_h * kernel_w][16]
-  const float* bias;
-  int64_t load_channels, store_channels;  // of this block, at most 16
-  Window window;
-  Activation activation;
-};
-
-// How the lanes of a block are reached: with steps from pixel to pixel that are known at compile
-// time (blocks of 16 channels on both sides), at run time, or at run time and not all of them.
-struct BlockedLanes {
-  static constexpr bool whole = true, blocked = true;
-};
-struct WholeLanes {
-  static constexpr bool whole = true, blocked = false;
-};
-struct PartLanes {
-  static constexpr bool whole = false, blocked = false;
-};
-
-template <class Lanes>
-FASTDW_INLINE Vec load_lanes(const float* p, int64_t count) {
-  return Lanes::whole ? Vec::load(p) : Vec::load(p, count);
-}
-template <class Lanes>
-FASTDW_INLINE void store_lanes(Vec v, float* p, int64_t count) {
-  Lanes::whole ? v.store(p) : v.store(p, count);
-}
-template <class Lanes>
-FASTDW_INLINE int64_t x_step(const DepthwiseBlock& block) {
-  return Lanes::blocked ? kChannelBlock : block.x.pixel_stride;
-}
-template <class Lanes>
-FASTDW_INLINE int64_t y_step(const DepthwiseBlock& block) {
-  return Lanes::blocked ? kChannelBlock : block.y_pixel_stride;
-}
-template <class Lanes>
-FASTDW_INLINE float* y_at(const DepthwiseBlock& block, int64_t row, int64_t q) {
-  return block.y + (row - block.first_row) * block.y_row_stride + q * y_step<Lanes>(block);
-}
-
-// How many of the lanes from `lane` on are channels.
-FASTDW_INLINE int64_t lanes_from(int64_t lane, int64_t channels) {
-  return larger(0, smaller(Vec::lanes, channels - lane));
-}
-
-// Whether the lanes [lane, lane + Vec::lanes) are all in use, for loads and stores alike.
-FASTDW_INLINE bool whole_lanes(const DepthwiseBlock& block, int64_t lane) {
-  return smaller(block.load_channels, block.store_channels) >= lane + Vec::lanes;
-}
 
 // A number that is a type: lambdas of C++17 have no template arguments.
 template <int value>
@@ -238,124 +169,68 @@ int64_t slide_rows(const DepthwiseBlock& block, int64_t row, int64_t lane, Clamp
   });
 }
 
-// Columns outputs from column q on, for any window whose taps [first_tap, last_tap) of each row lie
-// inside the image for all of them.
-template <int Columns, class Lanes>
-void accumulate_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int64_t first_tap,
-                        int64_t last_tap, int64_t lane, Clamp bounds) {
-  const Window& window = block.window;
-  const int64_t load_count = lanes_from(lane, block.load_channels);
-  const int64_t store_count = lanes_from(lane, block.store_channels);
-  const int64_t top = row * window.stride_h - window.pad_top;
-  const int64_t left = q * window.stride_w - window.pad_left;
-  const int64_t x_pixel = x_step<Lanes>(block), y_pixel = y_step<Lanes>(block);
-  const int64_t step = window.stride_w * x_pixel;
-  Vec sum[Columns];
-  FASTDW_UNROLL for (int c = 0; c < Columns; ++c) sum[c] = Vec::load(block.bias + lane);
-  for (int64_t i = 0; i < window.kernel_h; ++i) {
-    const int64_t row_in = top + i * window.dilation_h;
-    if (row_in < 0 || row_in >= block.height) continue;
-    const float* x = block.x.row(row_in) + lane;
-    const float* taps = block.taps + i * window.kernel_w * kChannelBlock + lane;
-    for (int64_t j = first_tap; j < last_tap; ++j) {
-      const Vec tap = Vec::load(taps + j * kChannelBlock);
-      const float* at = x + (left + j * window.dilation_w) * x_pixel;
-      FASTDW_UNROLL for (int c = 0; c < Columns; ++c)
-        sum[c] = fma(load_lanes<Lanes>(at + c * step, load_count), tap, sum[c]);
-    }
-  }
-  float* y = y_at<Lanes>(block, row, q) + lane;
-  const VecClamp clamped(bounds);
-  FASTDW_UNROLL for (int c = 0; c < Columns; ++c)
-    store_lanes<Lanes>(clamped(sum[c]), y + c * y_pixel, store_count);
-}
-
-// The same with the width of the kernel and the stride known: each column of x is loaded once a row
-// and added to every output of the tile that sees it.
-template <int Kernel, int Stride, int Columns, class Lanes>
-void slide_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int64_t lane,
-                   Clamp bounds) {
-  const Window& window = block.window;
-  const int64_t load_count = lanes_from(lane, block.load_channels);
-  const int64_t store_count = lanes_from(lane, block.store_channels);
-  const int64_t top = row * window.stride_h - window.pad_top;
-  const int64_t x_pixel = x_step<Lanes>(block), y_pixel = y_step<Lanes>(block);
-  const int64_t left = (q * Stride - window.pad_left) * x_pixel;
-  Vec sum[Columns];
-  FASTDW_UNROLL for (int c = 0; c < Columns; ++c) sum[c] = Vec::load(block.bias + lane);
-  for (int64_t i = 0; i < window.kernel_h; ++i) {
-    const int64_t row_in = top + i * window.dilation_h;
-    if (row_in < 0 || row_in >= block.height) continue;
-    const float* x = block.x.row(row_in) + left + lane;
-    const float* taps = block.taps + i * Kernel * kChannelBlock + lane;
-    Vec tap[Kernel];
-    FASTDW_UNROLL for (int j = 0; j < Kernel; ++j) tap[j] = Vec::load(taps + j * kChannelBlock);
-    FASTDW_UNROLL for (int at = 0; at < (Columns - 1) * Stride + Kernel; ++at) {
-      const Vec value = load_lanes<Lanes>(x + at * x_pixel, load_count);
-      FASTDW_UNROLL for (int j = 0; j < Kernel; ++j) {
-        const int c = at - j;
-        if (c >= 0 && c % Stride == 0 && c / Stride < Columns)
-          sum[c / Stride] = fma(value, tap[j], sum[c / Stride]);
+// y = activation(y) over the pixels of a row, and their sums: pixel p is added to chain p % 4.
+template <Activation activation>
+void finish_and_sum_pixels(float* y, int64_t y_pixel, int64_t pixels, int64_t channels,
+                           float* sums) {
+  constexpr int chains = 4;  // sums that do not wait for one another
+  for (int64_t c = 0; c < channels; c += Vec::lanes) {
+    const int64_t count = smaller(Vec::lanes, channels - c);
+    Vec sum[chains];
+    FASTDW_UNROLL for (int i = 0; i < chains; ++i) sum[i] = Vec::fill(0.0f);
+    auto take = [&](Vec& to, int64_t pixel) __attribute__((always_inline)) {
+      float* at = y + pixel * y_pixel + c;
+      Vec v = count == Vec::lanes ? Vec::load(at) : Vec::load(at, count);
+      if constexpr (activation != Activation::none) {
+        v = activate<activation>(v);
+        count == Vec::lanes ? v.store(at) : v.store(at, count);
       }
-    }
+      to = to + v;
+    };
+    int64_t pixel = 0;
+    for (; pixel + chains <= pixels; pixel += chains)
+      FASTDW_UNROLL for (int i = 0; i < chains; ++i) take(sum[i], pixel + i);
+    FASTDW_UNROLL for (int i = 0; i < chains - 1; ++i)
+      if (pixel + i < pixels) take(sum[i], pixel + i);
+    const Vec total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    count == Vec::lanes ? total.store(sums + c) : total.store(sums + c, count);
   }
-  float* y = y_at<Lanes>(block, row, q) + lane;
-  const VecClamp clamped(bounds);
-  FASTDW_UNROLL for (int c = 0; c < Columns; ++c)
-    store_lanes<Lanes>(clamped(sum[c]), y + c * y_pixel, store_count);
 }
 
-template <int Columns, class Lanes>
-void inner_columns(const DepthwiseBlock& block, int64_t row, int64_t q, int64_t lane,
-                   Clamp bounds) {
-  const Window& window = block.window;
-  if (window.dilation_w == 1 && window.stride_w <= 2) {
-    const bool one = window.stride_w == 1;
-    switch (window.kernel_w) {
-      case 3: return (one ? slide_columns<3, 1, Columns, Lanes>
-                          : slide_columns<3, 2, Columns, Lanes>)(block, row, q, lane, bounds);
-      case 5: return (one ? slide_columns<5, 1, Columns, Lanes>
-                          : slide_columns<5, 2, Columns, Lanes>)(block, row, q, lane, bounds);
-      case 7: return (one ? slide_columns<7, 1, Columns, Lanes>
-                          : slide_columns<7, 2, Columns, Lanes>)(block, row, q, lane, bounds);
-    }
-  }
-  accumulate_columns<Columns, Lanes>(block, row, q, 0, window.kernel_w, lane, bounds);
+void finish_and_sum(Activation activation, float* y, int64_t y_pixel, int64_t pixels,
+                    int64_t channels, float* sums) {
+  const auto run = [&](auto pixels_of) { pixels_of(y, y_pixel, pixels, channels, sums); };
+  if (activation == Activation::hardswish)
+    run(finish_and_sum_pixels<Activation::hardswish>);
+  else if (activation == Activation::silu)
+    run(finish_and_sum_pixels<Activation::silu>);
+  else
+    run(finish_and_sum_pixels<Activation::none>);  // the clamp was applied in registers
 }
 
-template <class Lanes>
-void any_window_row(const DepthwiseBlock& block, int64_t row, int64_t lane, Clamp bounds) {
-  constexpr int columns = 8;
-  const Window& window = block.window;
-  const int64_t span = (window.kernel_w - 1) * window.dilation_w;
-  // Outputs [begin, end) see columns inside the image only.
-  const int64_t room = block.width - 1 - span + window.pad_left;
-  const int64_t begin = smaller(ceil_div(window.pad_left, window.stride_w), block.width_out);
-  const int64_t end =
-      larger(begin, room < 0 ? 0 : smaller(room / window.stride_w + 1, block.width_out));
-  const int64_t in_tiles = end - begin >= columns ? end : begin;
-  for (int64_t q = begin; q < in_tiles; q += columns)  // the last tile overlaps
-    inner_columns<columns, Lanes>(block, row, smaller(q, end - columns), lane, bounds);
-  const auto one_by_one = [&](int64_t from, int64_t to) {
-    for (int64_t q = from; q < to; ++q) {
-      const int64_t left = q * window.stride_w - window.pad_left;
-      const int64_t first_tap = left < 0 ? ceil_div(-left, window.dilation_w) : 0;
-      const int64_t inside =
-          left < block.width ? (block.width - 1 - left) / window.dilation_w + 1 : 0;
-      accumulate_columns<1, Lanes>(block, row, q, first_tap, smaller(inside, window.kernel_w),
-                                   lane, bounds);
-    }
-  };
-  one_by_one(0, begin);
-  one_by_one(in_tiles, block.width_out);
+// What is left to do with a row while it is in the L1 cache: a smooth activation, its sum.
+FASTDW_INLINE void finish_row(const DepthwiseBlock& block, int64_t row, int64_t lane) {
+  const int64_t index = row - block.first_row;
+  const int64_t channels = lanes_from(lane, block.store_channels);
+  float* y = block.y + index * block.y_row_stride + lane;
+  if (block.row_sums != nullptr)
+    finish_and_sum(block.activation, y, block.y_pixel_stride, block.width_out, channels,
+                   block.row_sums + index * block.row_sums_stride + lane);
+  else
+    finish(block.activation, y, block.y_pixel_stride, nullptr, 0, block.width_out, channels);
 }
 
 template <class Lanes>
 void depthwise_lanes(const DepthwiseBlock& block, int64_t lane, Clamp bounds) {
+  const bool finishes = block.row_sums != nullptr || !is_clamp(block.activation);
   for (int64_t row = block.first_row; row < block.last_row;) {
-    const int64_t rows = slide_rows<Lanes>(block, row, lane, bounds);
-    if (rows == 0) any_window_row<Lanes>(block, row, lane, bounds);
-    row += larger(1, rows);
+    int64_t rows = slide_rows<Lanes>(block, row, lane, bounds);
+    if (rows == 0) {
+      any_window_row<Lanes>(block, row, lane, bounds);
+      rows = 1;
+    }
+    for (int64_t r = row; finishes && r < row + rows; ++r) finish_row(block, r, lane);
+    row += rows;
   }
 }
 
@@ -370,10 +245,6 @@ void depthwise_block(const DepthwiseBlock& block) {
     else if (!blocked) depthwise_lanes<WholeLanes>(block, lane, bounds);
     else depthwise_lanes<BlockedLanes>(block, lane, bounds);
   }
-  if (!smooth) return;
-  for (int64_t row = block.first_row; row < block.last_row; ++row)
-    finish(block.activation, block.y + (row - block.first_row) * block.y_row_stride,
-           block.y_pixel_stride, nullptr, 0, block.width_out, block.store_channels);
 }
 
 }  // namespace

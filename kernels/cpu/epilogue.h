@@ -42,13 +42,12 @@ struct VecClamp {
 };
 
 // e^x: 2^n * e^r with n whole and |r| <= ln(2) / 2, e^r by its Taylor sum to degree 7 (remainder
-// below 2^-27). 2^n is applied in two halves, so that overflow gives infinity and underflow 0.
+// below 2^-27). Overflow gives infinity and underflow 0.
 FASTDW_INLINE Vec exponential(Vec x) {
   constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;  // their sum is ln(2)
   const Vec shift = Vec::fill(kExp2Shift), unshift = Vec::fill(-kExp2Shift);
   x = clamp(x, {-104.0f, 104.0f});
   const Vec n = fma(x, Vec::fill(1.44269504f), shift) + unshift;
-  const Vec half = fma(n, Vec::fill(0.5f), shift) + unshift;
   Vec r = fma(n, Vec::fill(-ln2_high), x);
   r = fma(n, Vec::fill(-ln2_low), r);
   Vec sum = Vec::fill(1.0f / 5040);
@@ -59,8 +58,7 @@ FASTDW_INLINE Vec exponential(Vec x) {
   sum = fma(sum, r, Vec::fill(1.0f / 2));
   sum = fma(sum, r, Vec::fill(1.0f));
   sum = fma(sum, r, Vec::fill(1.0f));
-  const Vec rest = fma(half, Vec::fill(-1.0f), n);
-  return sum * exp2_of_shifted(half + shift) * exp2_of_shifted(rest + shift);
+  return times_exp2(sum, n);
 }
 
 template <Activation activation>
@@ -68,7 +66,11 @@ FASTDW_INLINE Vec activate(Vec v) {
   if constexpr (activation == Activation::hardswish) {
     return v * clamp(v + Vec::fill(3.0f), {0.0f, 6.0f}) * Vec::fill(1.0f / 6);
   } else if constexpr (activation == Activation::silu) {
-    return v / (Vec::fill(1.0f) + exponential(v * Vec::fill(-1.0f)));
+    return v * reciprocal(Vec::fill(1.0f) + exponential(v * Vec::fill(-1.0f)));
+  } else if constexpr (activation == Activation::hardsigmoid) {
+    return clamp(v + Vec::fill(3.0f), {0.0f, 6.0f}) * Vec::fill(1.0f / 6);
+  } else if constexpr (activation == Activation::sigmoid) {
+    return reciprocal(Vec::fill(1.0f) + exponential(v * Vec::fill(-1.0f)));
   } else {
     return clamp(v, clamp_of(activation));
   }
@@ -104,6 +106,8 @@ void finish(Activation activation, float* y, int64_t y_pixel, const float* resid
     case Activation::relu6: return run(finish_pixels<Activation::relu6>);
     case Activation::hardswish: return run(finish_pixels<Activation::hardswish>);
     case Activation::silu: return run(finish_pixels<Activation::silu>);
+    case Activation::hardsigmoid: return run(finish_pixels<Activation::hardsigmoid>);
+    case Activation::sigmoid: return run(finish_pixels<Activation::sigmoid>);
   }
 }
 

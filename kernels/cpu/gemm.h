@@ -29,6 +29,7 @@ struct GemmTiles {
   int64_t c_pixel, c_block;  // floats from one pixel, and one block of 16 channels, to the next
   int64_t channels;          // output channels to store, at most Blocks * 16
   Clamp bounds;
+  Activation smooth;  // applied to each tile: hardswish or silu, or none
   int64_t count;
   bool prefetch;  // no tile has met these panels yet
 };
@@ -60,6 +61,11 @@ FASTDW_INLINE void multiply_add(const GemmTiles& tiles, const float* a_tile,
       }
     }
   }
+}
+
+// Hardswish is a few instructions, and applied in registers; SiLU to the tile just stored.
+FASTDW_INLINE bool is_applied_to_tiles(Activation activation) {
+  return activation == Activation::hardswish || activation == Activation::silu;
 }
 
 template <int Rows, int Blocks>
@@ -101,6 +107,10 @@ __attribute__((noinline)) void gemm_tiles(const GemmTiles& tiles) {
     else
       multiply_add<Rows, Blocks, false>(tiles, a_tile, sum);
 
+    if (tiles.smooth == Activation::hardswish)
+      FASTDW_UNROLL for (int v = 0; v < vectors; ++v)
+        FASTDW_UNROLL for (int row = 0; row < Rows; ++row)
+          sum[row][v] = activate<Activation::hardswish>(sum[row][v]);
     const int64_t c_pixel = tiles.c_pixel;
     FASTDW_UNROLL for (int v = 0; v < vectors; ++v) {
       float* out = c + at(v, tiles.c_block);
@@ -113,6 +123,10 @@ __attribute__((noinline)) void gemm_tiles(const GemmTiles& tiles) {
           clamped(sum[row][v]).store(out + row * c_pixel, count);
       }
     }
+    if (tiles.smooth == Activation::silu)
+      for (int64_t first = 0; first < tiles.channels; first += kChannelBlock)
+        finish_pixels<Activation::silu>(c + first / kChannelBlock * tiles.c_block, c_pixel, nullptr,
+                                        0, Rows, smaller(kChannelBlock, tiles.channels - first));
     a_tile += Rows * kChannelBlock;
     c += Rows * c_pixel;
   }
@@ -158,6 +172,7 @@ void gemm(const Gemm& call) {
   if (call.pixels == 0) return;
   const bool in_registers = is_clamp(call.activation) &&
                             (call.residual == nullptr || call.activation == Activation::none);
+  const bool in_tiles = call.residual == nullptr && is_applied_to_tiles(call.activation);
   const int64_t count = ceil_div(call.pixels, kTileRows);  // as equal as they can be
   const int64_t fewer = call.pixels / count, longer = call.pixels - count * fewer;
   static constexpr float kNoBias[kTileBlocks * kChannelBlock] = {};
@@ -181,6 +196,7 @@ void gemm(const Gemm& call) {
     tiles.channels = smaller(blocks * kChannelBlock, call.channels_out - block * kChannelBlock);
     tiles.prefetch = true;
     tiles.bounds = clamp_of(in_registers ? call.activation : Activation::none);
+    tiles.smooth = in_tiles ? call.activation : Activation::none;
     auto run = [&](int64_t rows, int64_t times) {
       if (times == 0) return;
       tiles.count = times;
@@ -192,7 +208,7 @@ void gemm(const Gemm& call) {
     };
     run(fewer + 1, longer);
     run(fewer, count - longer);
-    if (!in_registers) finish_tiles(call, block, blocks);
+    if (!in_registers && !in_tiles) finish_tiles(call, block, blocks);
   }
 }
 

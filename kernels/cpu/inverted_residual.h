@@ -103,9 +103,10 @@ struct BlockBands {
       for (int64_t block = first_block(); block < end_block; block += blocking.chunk_blocks) {
         const int64_t last_block = smaller(block + blocking.chunk_blocks, end_block);
         if (params.has_expand) fill_ring(expanded, to, oldest, slot, block, last_block);
-        filter(x, oldest, slot, row, rows, block, last_block);
+        filter(x, image, oldest, slot, row, rows, block, last_block);
       }
       expanded = larger(expanded, to);
+      if (!params.has_project) continue;
       params.hidden_shares > 1 ? project_shares(image, row, rows) : project(image, row, rows);
     }
   }
@@ -130,8 +131,8 @@ struct BlockBands {
     }
   }
 
-  void filter(const float* x, int64_t oldest, int64_t slot, int64_t row, int64_t rows,
-              int64_t block, int64_t last_block) const {
+  void filter(const float* x, int64_t image, int64_t oldest, int64_t slot, int64_t row,
+              int64_t rows, int64_t block, int64_t last_block) const {
     const int64_t taps = params.window.kernel_h * params.window.kernel_w * kChannelBlock;
     const Layout& from = params.x_layout;
     DepthwiseBlock call{};
@@ -156,10 +157,26 @@ struct BlockBands {
             smaller(kChannelBlock, params.channels_hidden - block * kChannelBlock);
       }
       call.y = filtered + (block - first_block()) * filtered_stride();
+      if (!params.has_project) keep_filtered(call, image, row, block);
       call.taps = params.depthwise.taps + block * taps;
       call.bias = params.depthwise.bias + block * kChannelBlock;
       depthwise_block(call);
     }
+  }
+
+  // Without projection the filtered rows go to y.
+  void keep_filtered(DepthwiseBlock& call, int64_t image, int64_t row, int64_t block) const {
+    const Layout& y = params.y_layout;
+    const int64_t channel = block * kChannelBlock;
+    call.y = params.y + image * y.image + row * params.width_out * y.pixel + block * y.block;
+    call.y_row_stride = params.width_out * y.pixel;
+    call.y_pixel_stride = y.pixel;
+    if (!y.is_blocked())
+      call.store_channels = smaller(kChannelBlock, params.channels_hidden - channel);
+    if (params.row_sums == nullptr) return;
+    const Layout sums = row_sums_layout(params.channels_hidden, params.height_out);
+    call.row_sums = params.row_sums + image * sums.image + row * sums.pixel + channel;
+    call.row_sums_stride = sums.pixel;
   }
 
   int64_t filtered_stride() const {

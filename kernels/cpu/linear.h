@@ -1,4 +1,4 @@
-// y[n, o] = bias[o] + sum_k w[o][k] x[n, k]. One row: many panels side by side, so that the sums do
+// y[n, o] = act(bias[o] + sum_k w[o][k] x[n, k]). One row: many panels side by side, so that the sums do
 // not wait for one another; more rows: the matrix product.
 #pragma once
 
@@ -37,9 +37,12 @@ void linear_one_row(const LinearParams& params, int64_t begin, int64_t end) {
     tiles.c = params.y + block * kChannelBlock;
     tiles.c_block = kChannelBlock;
     tiles.channels = smaller(blocks * kChannelBlock, params.channels_out - block * kChannelBlock);
-    tiles.bounds = clamp_of(Activation::none);
+    const bool smooth = !is_clamp(params.activation);
+    tiles.bounds = clamp_of(smooth ? Activation::none : params.activation);
+    tiles.smooth = Activation::none;
     tiles.count = 1;
     one_row_tile_of(blocks)(tiles);
+    if (smooth) finish(params.activation, tiles.c, 0, nullptr, 0, 1, tiles.channels);
     block += blocks;
   }
 }
@@ -60,7 +63,7 @@ void run_linear(const LinearParams& params, int64_t begin, int64_t end, float* s
   call.c_pixel = params.channels_out;
   call.c_block = kChannelBlock;
   call.pixels = params.batch;
-  call.activation = Activation::none;
+  call.activation = params.activation;
   gemm(call);
 }
 

@@ -168,3 +168,20 @@ def test_refusals() -> None:
         op(torch.ones(1, 4, 32, 32), packed, program)
     with pytest.raises(RuntimeError, match="packed: expected one contiguous row of bytes"):
         op(x, packed.float(), program)
+
+
+@pytest.mark.parametrize(
+    ("plain", "more"),
+    [("residual=- ", "residual=- gate=1 "), ("channels_out=9 ", "channels_out=9 activation=relu ")],
+)
+def test_squeeze_excite_is_refused(plain: str, more: str) -> None:
+    net = NetworkBuilder()
+    wide = net.stem("x", 16)
+    pooled = net.pool(wide)
+    net.outputs = [net.pointwise(wide, 40), net.head(pooled, 9)]
+    network = Network(net)
+    network.assert_right(x := torch.randn(2, 3, 14, 14))
+    packed, program = network.weights
+    assert plain in program
+    with pytest.raises(RuntimeError, match="squeeze-excite .* have no CUDA kernel"):
+        network.op(x, packed, program.replace(plain, more))

@@ -55,6 +55,10 @@ def test_what_is_refused() -> None:
     packed, program = laid_out(net, torch.float32)
     with pytest.raises(ValueError, match="expected one with target=cuda_<dtype>"):
         OP(torch.randn(1, 3, 32, 32), net.packed(), net.program())
+    assert "channels_out=11 " in program
+    activated = program.replace("channels_out=11 ", "channels_out=11 activation=sigmoid ")
+    with pytest.raises(RuntimeError, match="squeeze-excite .* on the CPU alone"):
+        OP(torch.randn(1, 3, 32, 32), packed, activated)
     with pytest.raises(ValueError, match="x: expected 3 channels"):
         OP(torch.randn(1, 4, 32, 32), packed, program)
     with pytest.raises(NotImplementedError, match="fastdw_triton::planned_network .*no gradient"):

@@ -37,10 +37,13 @@ FASTDW_INLINE Vec fma(Vec a, Vec b, Vec c) {
 // The instructions return their second operand where either is NaN.
 FASTDW_INLINE Vec min(Vec bound, Vec v) { return {_mm256_min_ps(bound.value, v.value)}; }
 FASTDW_INLINE Vec max(Vec bound, Vec v) { return {_mm256_max_ps(bound.value, v.value)}; }
+// 2^n for t = n + kExp2Shift, |n| <= 126.
 FASTDW_INLINE Vec exp2_of_shifted(Vec t) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(t.value), 23);
   return {_mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(127 << 23)))};
 }
+FASTDW_INLINE Vec times_exp2(Vec v, Vec n) { return times_exp2_in_halves(v, n); }
+FASTDW_INLINE Vec reciprocal(Vec v) { return Vec::fill(1.0f) / v; }
 
 constexpr int kTileRows = 6;  // 6 x 2 accumulators + 2 weights + 1 broadcast = 15 of 16 registers
 constexpr int kTileBlocks = 1;

@@ -36,9 +36,13 @@ FASTDW_INLINE Vec fma(Vec a, Vec b, Vec c) {
 // The instructions return their second operand where either is NaN.
 FASTDW_INLINE Vec min(Vec bound, Vec v) { return {_mm512_min_ps(bound.value, v.value)}; }
 FASTDW_INLINE Vec max(Vec bound, Vec v) { return {_mm512_max_ps(bound.value, v.value)}; }
-FASTDW_INLINE Vec exp2_of_shifted(Vec t) {
-  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(t.value), 23);
-  return {_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(127 << 23)))};
+FASTDW_INLINE Vec times_exp2(Vec v, Vec n) { return {_mm512_scalef_ps(v.value, n.value)}; }
+// 14 bits, then a step of Newton's, several times faster than a division. The minimum turns the
+// step's NaN for infinity (0 * infinity) into a number, and 0 stays 0.
+FASTDW_INLINE Vec reciprocal(Vec v) {
+  const __m512 guess = _mm512_rcp14_ps(v.value), one = _mm512_set1_ps(1.0f);
+  const __m512 error = _mm512_min_ps(_mm512_fnmadd_ps(v.value, guess, one), one);
+  return {_mm512_fmadd_ps(guess, error, guess)};
 }
 
 constexpr int kTileRows = 14;  // 14 x 2 accumulators + 2 weights + 1 broadcast = 31 of 32 registers

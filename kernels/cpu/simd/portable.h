@@ -38,6 +38,7 @@ FASTDW_INLINE Vec operator/(Vec a, Vec b) { return {a.value / b.value}; }
 FASTDW_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.value * b.value + c.value}; }
 FASTDW_INLINE Vec min(Vec bound, Vec v) { return {bound.value < v.value ? bound.value : v.value}; }
 FASTDW_INLINE Vec max(Vec bound, Vec v) { return {bound.value > v.value ? bound.value : v.value}; }
+// 2^n for t = n + kExp2Shift, |n| <= 126.
 FASTDW_INLINE Vec exp2_of_shifted(Vec t) {
   Vec::Words bits;
   std::memcpy(&bits, &t.value, sizeof(bits));
@@ -45,6 +46,8 @@ FASTDW_INLINE Vec exp2_of_shifted(Vec t) {
   std::memcpy(&t.value, &bits, sizeof(bits));
   return t;
 }
+FASTDW_INLINE Vec times_exp2(Vec v, Vec n) { return times_exp2_in_halves(v, n); }
+FASTDW_INLINE Vec reciprocal(Vec v) { return Vec::fill(1.0f) / v; }
 
 constexpr int kTileRows = 2;  // 2 x 4 accumulators + 4 weights + 1 broadcast = 13 of 16 registers
 constexpr int kTileBlocks = 1;

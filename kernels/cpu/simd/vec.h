@@ -8,7 +8,8 @@
 //   fma(a, b, c)                         a * b + c (fused where the machine has it)
 //   a + b, a * b, a / b
 //   min(bound, v), max(bound, v)         v where v is NaN, as torch's clamp has it
-//   exp2_of_shifted(t)                   2^n for t = n + kExp2Shift, n whole, |n| <= 126
+//   times_exp2(v, n)                     v * 2^n for whole n, |n| <= 160, v about 1
+//   reciprocal(v)                        1 / v for v >= 1, infinity and NaN included
 // kTileRows x kTileBlocks: the register tile of the matrix product, pixels x blocks of 16 channels.
 #pragma once
 
@@ -22,6 +23,17 @@ namespace fastdw {
 namespace {
 
 constexpr float kExp2Shift = 12582912.0f;  // 1.5 * 2^23: the low bits of a sum are its units
+
+// v * 2^n where there is no instruction for it: in two halves, so that neither leaves the range of
+// exponents, and overflow gives infinity and underflow 0.
+template <class Vector>
+FASTDW_INLINE Vector times_exp2_in_halves(Vector v, Vector n) {
+  const Vector shift = Vector::fill(kExp2Shift);
+  const Vector shifted = fma(n, Vector::fill(0.5f), shift);
+  const Vector half = shifted + Vector::fill(-kExp2Shift);
+  const Vector rest = fma(half, Vector::fill(-1.0f), n);
+  return v * exp2_of_shifted(shifted) * exp2_of_shifted(rest + shift);
+}
 
 // Asks for the cache line at p, into the L2 cache; any address may be asked for.
 FASTDW_INLINE void prefetch_to_l2(const char* p) { __builtin_prefetch(p, 0, 2); }
