@@ -26,7 +26,7 @@ from fastdw.triton_kernels.depthwise_conv import (
     warps,
     window_arguments,
 )
-from fastdw.triton_kernels.launch import KernelLaunch, Target, ceil_div
+from fastdw.triton_kernels.launch import COUNTS, KernelLaunch, Target, ceil_div
 
 PROGRAMS_OF_MULTIPROCESSOR = 4
 """Chunks: as many as fill the GPU with programs."""
@@ -35,7 +35,7 @@ SUM = tiles.tile(4, 1, BLOCK_CHUNKS=64, BLOCK_ELEMENTS=32)
 """Of the second kernel: it is short whatever the shape."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks_of_chunk"], do_not_specialize_on_alignment=COUNTS)
 def _weight_grad(
     grad_ptr,
     x_ptr,
@@ -122,7 +122,7 @@ def _weight_grad(
             tl.store(partial_ptr + first_tap + kh * KERNEL_W + kw, total, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks_of_chunk"], do_not_specialize_on_alignment=COUNTS)
 def _weight_grad_by_taps(
     grad_ptr,
     x_ptr,
@@ -180,7 +180,7 @@ def _weight_grad_by_taps(
     tl.store(partial_ptr + offset, tl.sum(sums, axis=0), mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def _sum_chunks(
     partial_ptr,
     weight_grad_ptr,
