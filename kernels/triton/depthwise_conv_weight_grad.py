@@ -35,6 +35,12 @@ SUM = tiles.tile(4, 1, BLOCK_CHUNKS=64, BLOCK_ELEMENTS=32)
 """Of the second kernel: it is short whatever the shape."""
 
 
+@triton.jit
+def is_tap(kw, channel, taps: tl.constexpr):
+    """``kw < taps`` once a channel: Triton 3.9 interprets no scalar in a mask."""
+    return tl.zeros_like(channel) + kw < taps
+
+
 @triton.jit(do_not_specialize=["blocks_of_chunk"], do_not_specialize_on_alignment=COUNTS)
 def _weight_grad(
     grad_ptr,
@@ -99,9 +105,9 @@ def _weight_grad(
                 for j in tl.static_range(COLUMNS):
                     kw = first_kw + j
                     is_pixel = is_row & is_inside(column + kw * DILATION_W, width)
-                    if KERNEL_W % COLUMNS != 0:
-                        is_pixel &= kw < KERNEL_W
                     mask = is_pixel[:, None] & is_channel[None, :]
+                    if KERNEL_W % COLUMNS != 0:
+                        mask &= is_tap(kw, channel, KERNEL_W)[None, :]
                     value = tl.load(x + kw * DILATION_W * x_channels, mask=mask, other=0.0)
                     value = value.to(tl.float32)
                     for i in tl.static_range(ROWS):
@@ -118,7 +124,7 @@ def _weight_grad(
         for j in tl.static_range(COLUMNS):
             kw = first_kw + j
             total = tl.sum(sums[kh * COLUMNS + j], axis=0)
-            mask = is_channel & (kw < KERNEL_W)
+            mask = is_channel & is_tap(kw, channel, KERNEL_W)
             tl.store(partial_ptr + first_tap + kh * KERNEL_W + kw, total, mask=mask)
 
 
