@@ -78,7 +78,7 @@ def operands(step: Step, dtype: torch.dtype) -> tuple[list[Tensor | None], list[
     if step.op == "depthwise_conv":
         return conv(last, 1, *step.kernel), [*window, step.activation]
     if step.op == "classifier_head":
-        return [torch.randn(last, inner).to(dtype), torch.rand(last).to(dtype)], []
+        return [torch.randn(last, inner).to(dtype), torch.rand(last)], []
     if step.op == "separable_block":
         tensors = [*conv(inner, 1, *step.kernel), *conv(last, inner, 1, 1)]
         return tensors, [*window, step.depthwise_activation, step.pointwise_activation]

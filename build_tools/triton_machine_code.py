@@ -24,7 +24,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNELS = ROOT / "kernels" / "triton"
 BUILD = ROOT / "build" / "triton_machine_code"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -84,9 +83,8 @@ def compile_launch(launch: Any, target: str, folder: Path = BUILD) -> Compiled:
     """Compile a ``KernelLaunch`` for a target of ``SHARED_KIB``; from the folder if it is there."""
     source, types, sizes = _source(launch)
     settings = (launch.num_warps, launch.num_stages)
-    key = [_sources_digest(), triton.__version__, source.name, target, settings]
-    key += [sorted(source.signature.items()), sorted(map(str, source.constants.items()))]
-    key += [sorted(map(str, source.attrs.items()))]
+    # The hash covers the kernel, what it calls, its types and its constexprs.
+    key = [_own_digest(), triton.__version__, source.name, source.hash(), target, settings]
     kept = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.json"
     if kept.exists():
         return Compiled(**json.loads(kept.read_text()))
@@ -125,16 +123,21 @@ def _source(launch: Any) -> tuple[ASTSource, str, dict[str, Any]]:
         name = parameter.name
         if parameter.is_constexpr:
             sizes[name] = value
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        is_one = type(value) is int and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or is_one:
             signature[name], constants[name] = "constexpr", value
             continue
         signature[name] = _type_of(value)
         if signature[name].startswith("*"):
             types.append(signature[name][1:])
-        if not isinstance(value, (int, float)) or (isinstance(value, int) and value % 16 == 0):
+        if _is_aligned(value) and not parameter.do_not_specialize_on_alignment:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
     return source, " ".join(types), sizes
+
+
+def _is_aligned(value: Any) -> bool:
+    return not isinstance(value, (int, float)) or (isinstance(value, int) and value % 16 == 0)
 
 
 def _type_of(value: Any) -> str:
@@ -148,12 +151,8 @@ def _type_of(value: Any) -> str:
 
 
 @functools.cache
-def _sources_digest() -> str:
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for path in sorted(KERNELS.glob("*.py")):
-        if path.name != "tiles.py":  # its numbers are in the launch
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _own_digest() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 def gpu_target(name: str) -> GPUTarget:

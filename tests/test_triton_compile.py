@@ -1,13 +1,16 @@
 """The Triton kernels in machine code for A100 and H100, compiled without a GPU: no stack, no
 spills, within the shared memory, on tensor cores.
 
-One layer per op, dtype and target; `make gpu-report` compiles every variant for every target.
+One layer per op, dtype and target, and what other kernels there are; `make gpu-report` compiles
+every tile for six targets.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from fastdw.ops.registration import OPS
 from fastdw.triton_kernels.launch import KernelLaunch, Target
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "build_tools"))
+sys.path[:0] = [str(ROOT / "build_tools"), str(ROOT / "bench")]
 
 if triton_backend.missing() is not None:
     pytest.skip(str(triton_backend.missing()), allow_module_level=True)
@@ -30,11 +33,29 @@ if triton_backend.missing() is not None:
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 import triton_machine_code as machine_code  # noqa: E402
+import triton_resources  # noqa: E402
+
+from fastdw.triton_kernels import block_plan, tiles  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
 TARGETS = (Target("sm_80", 108), Target("sm_90", 132))
 WITH_PRODUCTS = ("pointwise_conv", "separable_block", "inverted_residual", "stem_conv")
+
+
+ELSEWHERE = (  # kernels that those layers at batch 32 do not run
+    "finish_partial_sums_kernel",
+    "_depthwise_conv_by_taps",
+    "_input_grad_by_taps",
+    "_weight_grad_by_taps",
+    "_linear_of_image",
+)
+
+
+@pytest.fixture(autouse=True)
+def fused_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks in one kernel; apart, they run the kernels of the other ops."""
+    monkeypatch.setenv(block_plan.VARIABLE, "fused")
 
 
 @pytest.fixture(params=DTYPES)
@@ -54,16 +75,80 @@ def layer_launches(op: str, dtype: torch.dtype, target: Target) -> list[KernelLa
     return launches
 
 
+@functools.cache
+def first_launches(precision: str, target: Target) -> dict[str, KernelLaunch]:
+    """Of every kernel, in the networks and beyond."""
+    found: dict[str, KernelLaunch] = {}
+    with products_in(precision):
+        for launch in triton_launches.network_launches(DTYPES[precision], target):
+            found.setdefault(launch.launch.kernel.__name__, launch.launch)
+    return found
+
+
+def compile_within_limits(launch: KernelLaunch, target: Target) -> machine_code.Compiled:
+    compiled = machine_code.compile_launch(launch, target.arch)
+    assert (compiled.stack_bytes, compiled.spills) == (0, 0), compiled
+    assert compiled.fits, compiled
+    return compiled
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.arch)
 @pytest.mark.parametrize("op", OPS)
 def test_machine_code(op: str, target: Target, precision: str) -> None:
     on_tensor_cores = 0
     for launch in layer_launches(op, DTYPES[precision], target):
-        compiled = machine_code.compile_launch(launch, target.arch)
-        assert (compiled.stack_bytes, compiled.spills) == (0, 0), compiled
-        assert compiled.fits, compiled
-        on_tensor_cores += compiled.instructions["tensor cores"]
+        on_tensor_cores += compile_within_limits(launch, target).instructions["tensor cores"]
     assert bool(on_tensor_cores) == (op in WITH_PRODUCTS and precision != "fp32")
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.arch)
+@pytest.mark.parametrize("kernel", ELSEWHERE)
+def test_machine_code_of_other_kernels(kernel: str, target: Target, precision: str) -> None:
+    compile_within_limits(first_launches(precision, target)[kernel], target)
+
+
+def test_no_kernel_is_left_out() -> None:
+    of_layers = {
+        launch.kernel.__name__
+        for op in OPS
+        for launch in layer_launches(op, torch.float16, TARGETS[0])
+    }
+    assert of_layers | {*ELSEWHERE} == set(first_launches("fp16", TARGETS[0]))
+    launched = (ROOT / "kernels" / "triton").glob("*.py")
+    sources = [path.read_text() for path in launched]
+    marked = sum(source.count("do_not_specialize_on_alignment=COUNTS)") for source in sources)
+    assert len(first_launches("fp16", TARGETS[0])) == marked + 1  # the stem's has one variant
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_the_report_compiles_every_tile(target: str) -> None:
+    reported = {
+        row
+        for _, _, launch in triton_resources.jobs([target], [1, 32], every_layer=False)
+        for row in launch.rows
+    }
+    assert reported == {(op, name) for op, rows in tiles.TABLE.items() for name in rows}
+
+
+def test_sizes_that_divide_by_16_are_not_compiled_apart() -> None:
+    """Unless they are 1, or what rows are aligned to."""
+    launch = first_launches("fp16", TARGETS[0])["_depthwise_conv"]
+
+    def code(**sizes: int) -> str:
+        return machine_code.identity(replace(launch, arguments={**launch.arguments, **sizes}))
+
+    assert code(height=112) == code(height=113) == code(height=14, channel_vectors=16)
+    assert code(height=112) != code(height=1)
+    assert code(VECTOR=8) != code(VECTOR=4)
+
+
+def test_too_much_shared_memory_is_seen() -> None:
+    compiled = machine_code.compile_launch(
+        first_launches("fp16", TARGETS[0])["_stem_conv"], "sm_80"
+    )
+    assert compiled.fits
+    assert not replace(compiled, shared_bytes=163 * 1024 + 1).fits
+    assert not replace(compiled, shared_bytes=100 * 1024, target="sm_89").fits
 
 
 @triton.jit

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdw.ops
-from fastdw.benchmark.cases import OpCase, OpTensors
+from fastdw.benchmark.cases import OpCase, OpTensors, dense, depthwise
 from fastdw.benchmark.network_cases import network_cases
 from fastdw.ops import triton_backend
 from fastdw.ops.registration import OPS
+from fastdw.triton_kernels import tiles
 
 GRADIENTS = ("depthwise_conv_input_grad", "depthwise_conv_weight_grad")
-Launch = tuple[str, str, Any]
-"""(op or gradient, label of the case, ``KernelLaunch``)."""
+
+
+class Launch(NamedTuple):
+    """One kernel of a call."""
+
+    op: str  # or gradient
+    case: str
+    rows: tuple[tiles.Key, ...]  # of the table of tiles
+    launch: Any  # ``KernelLaunch``
 
 
 class _Recorder(TorchDispatchMode):
@@ -57,11 +65,11 @@ def schema_arguments(case: OpCase, dtype: torch.dtype) -> tuple[Any, ...]:
     return arguments
 
 
-def launches(case: OpCase, dtype: torch.dtype, target: Any) -> list[Any]:
-    """What a forward call launches on ``target``."""
+def launches(case: OpCase, dtype: torch.dtype, target: Any, planes: bool = False) -> list[Any]:
+    """What a forward call launches on ``target``; ``planes``: on an NCHW image."""
     x, *rest = schema_arguments(case, dtype)
     y = OPS[case.op].fake(x, *rest)
-    return triton_backend.plan(case.op, target, y, x, *rest)
+    return triton_backend.plan(case.op, target, y, x.contiguous() if planes else x, *rest)
 
 
 def gradient_launches(case: OpCase, dtype: torch.dtype, target: Any) -> dict[str, list[Any]]:
@@ -76,15 +84,51 @@ def gradient_launches(case: OpCase, dtype: torch.dtype, target: Any) -> dict[str
     return dict(zip(GRADIENTS, planned, strict=True))
 
 
+def all_launches(case: OpCase, dtype: torch.dtype, target: Any, label: str) -> Iterator[Launch]:
+    """Yield what a call and, for a depthwise convolution, its gradients launch."""
+    planned: dict[str, list[Any]] = {}
+    with tiles.recorded() as chosen:
+        planned[case.op] = launches(case, dtype, target)
+        if case.op == "stem_conv":
+            planned[case.op] += launches(case, dtype, target, planes=True)
+    rows = {case.op: tuple(chosen)}
+    if case.op == "depthwise_conv":
+        with tiles.recorded() as chosen:
+            planned |= gradient_launches(case, dtype, target)
+        rows |= {name: tuple(key for key in chosen if key[0] == name) for name in GRADIENTS}
+    for op, of_op in planned.items():
+        yield from (Launch(op, label, rows[op], launch) for launch in of_op)
+
+
+def other_cases() -> Iterator[OpCase]:
+    """Yield layers whose tiles or kernels MobileNet V1 and V2 at 224x224 do not need."""
+
+    def window(kernel: int, stride: int, batch: int, size: int) -> OpCase:
+        options = {"stride": stride, "padding": kernel // 2}
+        label = f"{kernel}x{kernel}, stride {stride}, {size}x{size}, batch {batch}"
+        convs = (depthwise(96, kernel),)
+        return OpCase("depthwise_conv", label, (batch, 96, size, size), convs, options)
+
+    for kernel, stride in ((5, 1), (5, 2), (7, 1), (7, 2), (9, 1), (9, 2)):
+        yield window(kernel, stride, 1, 14)
+        yield window(kernel, stride, 32, 56)
+    convs = dense(576, 96, "relu6"), depthwise(576), dense(128, 576)
+    for batch in (1, 32):
+        label, options = f"96 to 128, stride 2, batch {batch}", {"stride": 2, "padding": 1}
+        yield OpCase("inverted_residual", label, (batch, 96, 28, 28), convs, options)
+    linear = (((1000, 1280), "none"),)
+    yield OpCase("classifier_head", "batch 128", (128, 1280, 7, 7), linear)
+
+
 def network_launches(
     dtype: torch.dtype, target: Any, batches: Sequence[int] = (1, 32)
 ) -> Iterator[Launch]:
-    """Every launch of every layer of MobileNet V1 and V2, gradients included."""
-    for op in OPS:
-        for batch in batches:
-            for case in network_cases(op, batch):
-                label = f"{case.label}, batch {batch}"
-                yield from ((op, label, launch) for launch in launches(case, dtype, target))
-                if op == "depthwise_conv":
-                    for name, planned in gradient_launches(case, dtype, target).items():
-                        yield from ((name, label, launch) for launch in planned)
+    """Every launch of every layer of MobileNet V1 and V2 and of ``other_cases``."""
+    cases = [
+        (f"{case.label}, batch {batch}", case)
+        for op in OPS
+        for batch in batches
+        for case in network_cases(op, batch)
+    ]
+    for label, case in (*cases, *((case.label, case) for case in other_cases())):
+        yield from all_launches(case, dtype, target, label)

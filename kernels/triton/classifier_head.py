@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from fastdw.triton_kernels import tiles
-from fastdw.triton_kernels.launch import KernelLaunch, Target, ceil_div
+from fastdw.triton_kernels.launch import COUNTS, KernelLaunch, Target, ceil_div
 
 VECTOR = 8
 """Channels of a 16-byte load at 2 bytes each."""
@@ -23,7 +23,7 @@ FEW_IMAGES = 4
 """So many read the weight over again, a row by a mean at a time; more share it in tiles."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def _global_pool(
     x_ptr,
     means_ptr,
@@ -50,7 +50,7 @@ def _global_pool(
     tl.store(means_ptr + image.to(tl.int64) * channels + channel, means, mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def _linear_of_image(
     means_ptr,
     weight_ptr,
@@ -84,7 +84,7 @@ def _linear_of_image(
     tl.store(y, value.to(y_ptr.dtype.element_ty), mask=is_output)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def _linear(
     means_ptr,
     weight_ptr,

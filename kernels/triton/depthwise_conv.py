@@ -16,7 +16,7 @@ import triton.language as tl
 
 from fastdw.triton_kernels import tiles
 from fastdw.triton_kernels.epilogue import finish
-from fastdw.triton_kernels.launch import KernelLaunch, Target, ceil_div
+from fastdw.triton_kernels.launch import COUNTS, KernelLaunch, Target, ceil_div
 
 UNROLLED_ROWS = (3, 5, 7)
 """Classes of windows by their rows: a column of taps lives in registers; larger: tap by tap."""
@@ -83,7 +83,7 @@ def add_at(sums, index: tl.constexpr, value):
     return sums[:index] + (sums[index] + value,) + sums[index + 1 :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def _depthwise_conv(
     x_ptr,
     weight_ptr,
@@ -165,7 +165,7 @@ def _depthwise_conv(
         y += y_row
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def _depthwise_conv_by_taps(
     x_ptr,
     weight_ptr,

@@ -27,7 +27,7 @@ from fastdw.triton_kernels.depthwise_conv import (
     window_arguments,
 )
 from fastdw.triton_kernels.depthwise_conv_weight_grad import plan_depthwise_conv_weight_grad
-from fastdw.triton_kernels.launch import KernelLaunch, Target, ceil_div
+from fastdw.triton_kernels.launch import COUNTS, KernelLaunch, Target, ceil_div
 
 __all__ = ["plan_depthwise_conv_input_grad", "plan_depthwise_conv_weight_grad"]
 
@@ -51,7 +51,7 @@ def reads_any(output, positions, phase, stride, dilation, taps):
     return any(rest == 0 and 0 <= tap < taps for tap, rest in steps)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def _input_grad(
     grad_ptr,
     weight_ptr,
@@ -138,7 +138,7 @@ def _input_grad(
             tl.store(x_grad + (i * x_row + j * channels), value, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def _input_grad_by_taps(
     grad_ptr,
     weight_ptr,
@@ -257,5 +257,8 @@ def plan_depthwise_conv_input_grad(
     blocks = sizes["BLOCK_GROUPS"], sizes["BLOCK_CHANNELS"]
     programs, shares = share_out(groups, channels, *blocks)
     arguments |= shares | sizes
-    num_warps = warps(tile, shares["VECTOR"], grad, x_grad)
+    # By taps: a lane has 8 channels of any size; of 4 in fp32, ptxas parks a scalar on the stack.
+    num_warps = tile.num_warps
+    if kind != "any":
+        num_warps = warps(tile, shares["VECTOR"], grad, x_grad)
     return [KernelLaunch(kernel, (programs,), arguments, num_warps, tile.num_stages)]

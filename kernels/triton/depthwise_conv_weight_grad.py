@@ -26,7 +26,7 @@ from fastdw.triton_kernels.depthwise_conv import (
     warps,
     window_arguments,
 )
-from fastdw.triton_kernels.launch import KernelLaunch, Target, ceil_div
+from fastdw.triton_kernels.launch import COUNTS, KernelLaunch, Target, ceil_div
 
 PROGRAMS_OF_MULTIPROCESSOR = 4
 """Chunks: as many as fill the GPU with programs."""
@@ -36,6 +36,12 @@ SUM = tiles.tile(4, 1, BLOCK_CHUNKS=64, BLOCK_ELEMENTS=32)
 
 
 @triton.jit
+def is_tap(kw, channel, taps: tl.constexpr):
+    """``kw < taps`` once a channel: Triton 3.9 interprets no scalar in a mask."""
+    return tl.zeros_like(channel) + kw < taps
+
+
+@triton.jit(do_not_specialize=["blocks_of_chunk"], do_not_specialize_on_alignment=COUNTS)
 def _weight_grad(
     grad_ptr,
     x_ptr,
@@ -99,9 +105,9 @@ def _weight_grad(
                 for j in tl.static_range(COLUMNS):
                     kw = first_kw + j
                     is_pixel = is_row & is_inside(column + kw * DILATION_W, width)
-                    if KERNEL_W % COLUMNS != 0:
-                        is_pixel &= kw < KERNEL_W
                     mask = is_pixel[:, None] & is_channel[None, :]
+                    if KERNEL_W % COLUMNS != 0:
+                        mask &= is_tap(kw, channel, KERNEL_W)[None, :]
                     value = tl.load(x + kw * DILATION_W * x_channels, mask=mask, other=0.0)
                     value = value.to(tl.float32)
                     for i in tl.static_range(ROWS):
@@ -118,11 +124,11 @@ def _weight_grad(
         for j in tl.static_range(COLUMNS):
             kw = first_kw + j
             total = tl.sum(sums[kh * COLUMNS + j], axis=0)
-            mask = is_channel & (kw < KERNEL_W)
+            mask = is_channel & is_tap(kw, channel, KERNEL_W)
             tl.store(partial_ptr + first_tap + kh * KERNEL_W + kw, total, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks_of_chunk"], do_not_specialize_on_alignment=COUNTS)
 def _weight_grad_by_taps(
     grad_ptr,
     x_ptr,
@@ -180,7 +186,7 @@ def _weight_grad_by_taps(
     tl.store(partial_ptr + offset, tl.sum(sums, axis=0), mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def _sum_chunks(
     partial_ptr,
     weight_grad_ptr,

@@ -2,8 +2,9 @@
 
 x NHWC; weights [hidden, channels], [hidden, 1, kh, kw], [out, hidden]. A program owns a rectangle
 of y: it expands slabs of hidden channels of the pixels under it, filters them on the chip and
-multiplies them into its sums. Expansion apart (``_tiling``): where 256 such pixels are too few for
-the window or would be expanded over 4 times. Sandler et al., MobileNetV2 (2018), 3.3 and 5.1.
+multiplies them into its sums. Expansion apart: where ``block_plan`` says so, or (``_tiling``) 256
+such pixels are too few for the window or would be expanded over 4 times. Sandler et al.,
+MobileNetV2 (2018), 3.3 and 5.1.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from fastdw.triton_kernels import tiles
+from fastdw.triton_kernels import block_plan, tiles
 from fastdw.triton_kernels.epilogue import finish
-from fastdw.triton_kernels.launch import KernelLaunch, Target, ceil_div
+from fastdw.triton_kernels.launch import COUNTS, KernelLaunch, Target, ceil_div
 from fastdw.triton_kernels.pointwise_conv import (
     new_partial_sums,
     plan_finish,
@@ -31,7 +32,7 @@ from fastdw.triton_kernels.projection import (
     splits_of,
     store_sums,
 )
-from fastdw.triton_kernels.separable_block import plan_separable_block
+from fastdw.triton_kernels.separable_block import new_hidden, plan_separable_block
 from fastdw.triton_kernels.shifted_taps import filter_slab
 from fastdw.triton_kernels.tile_geometry import (
     Tiling,
@@ -95,7 +96,7 @@ def expand_slab(
     return tl.where(inside[:, None], total, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def inverted_residual_kernel(
     x_ptr, expand_weight_ptr, expand_scale_ptr, expand_bias_ptr, dw_weight_ptr, dw_scale_ptr,
     dw_bias_ptr, project_weight_ptr, out_scale_ptr, out_bias_ptr, residual_ptr, y_ptr, partial_ptr,
@@ -193,7 +194,7 @@ def plan_inverted_residual(
     depthwise = dw_weight, dw_scale, dw_bias
     project = project_weight, project_scale, project_bias
     added = x if residual else None
-    if expand_weight is not None and dw_weight.shape[0] == expand_weight.shape[0]:
+    if _is_fused(x, expand_weight, dw_weight):
         window = Window(dw_weight.shape[2:], stride, padding, dilation)
         shape_class = _shape_class(x, project_weight.shape[0], window, tf32)
         tile = tiles.choose("inverted_residual", shape_class, target.arch)
@@ -206,7 +207,7 @@ def plan_inverted_residual(
             )  # fmt: skip
     launches, hidden = [], x
     if expand_weight is not None:
-        hidden = _new_hidden(x, expand_weight.shape[0])
+        hidden = new_hidden(x, expand_weight.shape[0], *x.shape[2:])
         launches = plan_pointwise_conv(
             x, *expand, None, hidden, expand_activation, tf32, target
         )  # fmt: skip
@@ -216,10 +217,11 @@ def plan_inverted_residual(
     )  # fmt: skip
 
 
-def _new_hidden(x: Any, channels: int) -> Any:
-    """Return a workspace of x's pixels, channels last."""
-    batch, _, height, width = x.shape
-    return x.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
+def _is_fused(x: Any, expand_weight: Any, dw_weight: Any) -> bool:
+    if expand_weight is None or dw_weight.shape[0] != expand_weight.shape[0]:
+        return False
+    expanded = x.shape[0] * dw_weight.shape[0] * x.shape[2] * x.shape[3]
+    return block_plan.in_one_kernel(expanded * x.element_size())
 
 
 Conv = tuple[Any, Any, Any]

@@ -16,10 +16,10 @@ import triton.language as tl
 
 from fastdw.triton_kernels import tiles
 from fastdw.triton_kernels.epilogue import finish
-from fastdw.triton_kernels.launch import KernelLaunch, Target, ceil_div
+from fastdw.triton_kernels.launch import COUNTS, KernelLaunch, Target, ceil_div
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def pointwise_conv_kernel(
     x_ptr, weight_ptr, scale_ptr, bias_ptr, residual_ptr, y_ptr, partial_ptr, pixels, groups_in,
     groups_out, channels_per_split, GROUP_IN: tl.constexpr, GROUP_OUT: tl.constexpr,
@@ -71,7 +71,7 @@ def pointwise_conv_kernel(
         tl.store(y_ptr + first_y + y_offset, total.to(y_ptr.dtype.element_ty), mask=is_y)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def finish_partial_sums_kernel(
     partial_ptr, scale_ptr, bias_ptr, residual_ptr, y_ptr, pixels, groups_out, splits,
     GROUP_OUT: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_PIXELS: tl.constexpr,

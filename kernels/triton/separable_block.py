@@ -3,6 +3,7 @@
 x NHWC; weights [channels * m, 1, kh, kw] and [channels_out, channels * m]. A program owns a
 rectangle of y: slabs of channels pass the depthwise filter in fp32, are rounded once and multiplied
 into the sums. Every block of output channels filters anew, so the blocks are wide (up to 256).
+Two kernels where ``block_plan`` says so.
 Paper: Howard et al., MobileNets (2017), section 3.1.
 """
 
@@ -14,10 +15,16 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from fastdw.triton_kernels import tiles
+from fastdw.triton_kernels import block_plan, tiles
+from fastdw.triton_kernels.depthwise_conv import plan_depthwise_conv
 from fastdw.triton_kernels.epilogue import finish
-from fastdw.triton_kernels.launch import KernelLaunch, Target, ceil_div
-from fastdw.triton_kernels.pointwise_conv import new_partial_sums, plan_finish, precision_class
+from fastdw.triton_kernels.launch import COUNTS, KernelLaunch, Target, ceil_div
+from fastdw.triton_kernels.pointwise_conv import (
+    new_partial_sums,
+    plan_finish,
+    plan_pointwise_conv,
+    precision_class,
+)
 from fastdw.triton_kernels.projection import (
     channel_arguments,
     load_slab,
@@ -69,7 +76,7 @@ def filter_pixels(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def separable_block_kernel(
     x_ptr, dw_weight_ptr, dw_scale_ptr, dw_bias_ptr, pw_weight_ptr, out_scale_ptr, out_bias_ptr,
     residual_ptr, y_ptr, partial_ptr, pixels, height, width, height_out, width_out, tiles_down,
@@ -135,6 +142,11 @@ def _shape_class(x: Any, channels_out: int, pixels: int, tf32: bool, target: Tar
     return f"{precision} out{min(most, power_of_two(channels_out, 32))}"
 
 
+def new_hidden(x: Any, channels: int, height: int, width: int) -> Any:
+    """Return a workspace of such images, channels last."""
+    return x.new_empty((x.shape[0], height, width, channels)).permute(0, 3, 1, 2)
+
+
 def plan_separable_block(
     x: Any, dw_weight: Any, dw_scale: Any, dw_bias: Any, pw_weight: Any, pw_scale: Any,
     pw_bias: Any, y: Any, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
@@ -146,6 +158,14 @@ def plan_separable_block(
     pixels = batch * y.shape[2] * y.shape[3]
     if pixels == 0:
         return []
+    if not block_plan.in_one_kernel(0):
+        filtered = new_hidden(x, hidden, *y.shape[2:])
+        return plan_depthwise_conv(
+            x, dw_weight, dw_scale, dw_bias, filtered, stride, padding, dilation, dw_activation,
+            target,
+        ) + plan_pointwise_conv(
+            filtered, pw_weight, pw_scale, pw_bias, residual, y, pw_activation, tf32, target
+        )  # fmt: skip
     tile = tiles.choose(
         "separable_block", _shape_class(x, channels_out, pixels, tf32, target), target.arch
     )

@@ -107,6 +107,7 @@ TABLE: dict[str, dict[str, dict[str, Tile]]] = {
         },
         "tf32 few out64": {
             ANY: _gemm(4, 3, 64, 64, block_in=32),
+            "sm_120": _gemm(4, 2, 64, 64, block_in=32),
             "gfx942": _gemm(4, 2, 64, 64, 32),
         },
         "tf32 few out32": {
@@ -136,7 +137,10 @@ TABLE: dict[str, dict[str, dict[str, Tile]]] = {
         "16bit out128": {ANY: _pair(4, pixels=64, slab=32, most_out=128)},
         "16bit out256": {ANY: _pair(8, pixels=64, slab=32, most_out=256)},
         "tf32 out32": {ANY: _pair(4, pixels=128, slab=16, most_out=32)},
-        "tf32 out64": {ANY: _pair(4, pixels=128, slab=16, most_out=64)},
+        "tf32 out64": {
+            ANY: _pair(4, pixels=128, slab=16, most_out=64),
+            "sm_89": _pair(8, pixels=128, slab=16, most_out=64),
+        },
         "tf32 out128": {ANY: _pair(8, pixels=64, slab=32, most_out=128)},
         "tf32 out256": {ANY: _pair(8, pixels=64, slab=16, most_out=256)},
         "fp32 out32": {ANY: _pair(4, pixels=64, slab=16, most_out=32)},
@@ -147,7 +151,10 @@ TABLE: dict[str, dict[str, dict[str, Tile]]] = {
         "16bit out64 near": {ANY: _block(4, slab=32, most_in=64, most_out=64)},
         "16bit out64 far": {ANY: _block(4, slab=16, most_in=64, most_out=64)},
         "16bit out128 near": {ANY: _block(8, slab=32, most_in=32, most_out=128)},
-        "16bit out128 far": {ANY: _block(8, slab=16, most_in=32, most_out=128)},
+        "16bit out128 far": {
+            ANY: _block(8, slab=16, most_in=32, most_out=128),
+            "sm_89": _block(8, slab=32, most_in=32, most_out=128),
+        },
         "16bit out192 near": {
             ANY: _block(8, slab=32, most_in=32, most_out=192),
             "sm_120": _block(8, slab=16, most_in=32, most_out=192),
@@ -158,7 +165,10 @@ TABLE: dict[str, dict[str, dict[str, Tile]]] = {
         },
         "tf32 out64 near": {ANY: _block(4, slab=32, most_in=32, most_out=64)},
         "tf32 out64 far": {ANY: _block(4, slab=16, most_in=32, most_out=64)},
-        "tf32 out128 near": {ANY: _block(8, slab=16, most_in=32, most_out=128)},
+        "tf32 out128 near": {
+            ANY: _block(8, slab=16, most_in=32, most_out=128),
+            "sm_120": _block(8, slab=16, most_in=16, most_out=128),
+        },
         "tf32 out128 far": {ANY: _block(8, slab=16, most_in=32, most_out=128)},
         "tf32 out192 near": {
             ANY: _block(8, slab=16, most_in=32, most_out=192),
@@ -183,7 +193,7 @@ TABLE: dict[str, dict[str, dict[str, Tile]]] = {
         "3 few": _window(8, ROWS=2),
         "5 many": _window(ROWS=7),
         "5 few": _window(ROWS=2),
-        "7 many": _window(ROWS=4),
+        "7 many": _window(ROWS=4) | {"sm_120": _window(ROWS=3)[ANY]},
         "7 few": _window(ROWS=2),
         "any": _window(),
     },
@@ -193,7 +203,7 @@ TABLE: dict[str, dict[str, dict[str, Tile]]] = {
         "3 strided": _window(ROWS=4),
         "5 many": _window(ROWS=7),
         "5 few": _window(ROWS=2),
-        "5 strided": _window(ROWS=4),
+        "5 strided": _window(ROWS=2),
         "7 many": _window(ROWS=4),
         "7 few": _window(ROWS=2),
         "any": _window(),
@@ -201,12 +211,15 @@ TABLE: dict[str, dict[str, dict[str, Tile]]] = {
     "depthwise_conv_weight_grad": {
         "3": _window(ROWS=4, COLUMNS=3),
         "5": _window(ROWS=4, COLUMNS=2),
-        "7": _window(ROWS=4, COLUMNS=1),
+        "7": _window(ROWS=4, COLUMNS=1) | {"sm_120": _window(ROWS=4, COLUMNS=2)[ANY]},
         "any": _window(),
     },
     "stem_conv": {
         "16 bits": {ANY: tile(4, 2, BLOCK_PIXELS=128, BLOCK_OUT=32, BLOCK_TAPS=32)},
-        "tf32": {ANY: tile(4, 2, BLOCK_PIXELS=128, BLOCK_OUT=32, BLOCK_TAPS=32)},
+        "tf32": {
+            ANY: tile(4, 2, BLOCK_PIXELS=128, BLOCK_OUT=32, BLOCK_TAPS=32),
+            "sm_120": tile(8, 2, BLOCK_PIXELS=128, BLOCK_OUT=32, BLOCK_TAPS=32),
+        },
         "fp32": {ANY: tile(4, 2, BLOCK_PIXELS=64, BLOCK_OUT=32, BLOCK_TAPS=32)},
     },
     "classifier_head": {

@@ -21,6 +21,7 @@ from fastdw import ops, reference
 from fastdw.geometry import normalize_padding, normalize_pair, resolve_padding
 from fastdw.ops import depthwise_conv_train, triton_backend
 from fastdw.triton_kernels import launch, tiles
+from fastdw.triton_kernels.depthwise_conv_weight_grad import SUM, plan_sum
 from fastdw.triton_kernels.tiles import tile
 from triton_interpreter.interpreted_checks import DTYPES
 
@@ -241,3 +242,15 @@ def test_indices_beyond_31_bits() -> None:
         truths = gradients(grad, x, weight, geometry)
         torch.testing.assert_close(x_grad, truths[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(weight_grad, truths[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "chunks", [1, SUM.sizes["BLOCK_CHUNKS"], 2 * SUM.sizes["BLOCK_CHUNKS"] + 1]
+)
+def test_the_sum_of_many_chunks(chunks: int) -> None:
+    """More than the images of the other tests are cut into."""
+    elements = SUM.sizes["BLOCK_ELEMENTS"] + 5
+    partial = torch.randn(chunks, elements, generator=torch.Generator().manual_seed(0))
+    total = torch.full((elements,), torch.nan)
+    launch.run([plan_sum(partial, total, chunks, elements)])
+    torch.testing.assert_close(total, partial.double().sum(0).float(), rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from op_checks import random_windows
 from shapes import AWKWARD_CHANNELS, KINDS, Case, ids
 
-from fastdw.triton_kernels import tiles
+from fastdw.triton_kernels import block_plan, tiles
 from triton_interpreter.interpreted_checks import DTYPES, check
 from triton_interpreter.recorded_launches import recorded
 
@@ -40,6 +41,14 @@ CASES = [
     replace(BLOCK, epilogue=False, activation="none"),
     replace(BLOCK, batch=0),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fused_blocks() -> Iterator[None]:
+    """One kernel a block: by default small blocks are launched convolution by convolution."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(block_plan.VARIABLE, "fused")
+        yield
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
@@ -108,6 +117,21 @@ def test_expansion_apart_where_the_window_reaches_far(case: Case) -> None:
         check(case)
     names = [launch.kernel.__name__ for launch in launches]
     assert names == ["pointwise_conv_kernel", "separable_block_kernel"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [33, None])
+def test_convolution_by_convolution(
+    hidden: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(block_plan.VARIABLE, "separate")
+    case = replace(BLOCK, hidden=hidden, height=9, residual=True)
+    with recorded() as launches:
+        check(case, dtype=dtype, roundings=2)
+        check(replace(case, stride=2, residual=False, padding="same"), "special", dtype, 2)
+    names = [launch.kernel.__name__ for launch in launches]
+    expand = ["pointwise_conv_kernel"] if hidden else []
+    assert names == 2 * [*expand, "_depthwise_conv", "pointwise_conv_kernel"]
 
 
 @settings(max_examples=25)

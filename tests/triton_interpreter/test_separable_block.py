@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from op_checks import random_windows
 from shapes import AWKWARD_CHANNELS, KINDS, Case, ids
 
-from fastdw.triton_kernels import tiles
+from fastdw.triton_kernels import block_plan, tiles
 from triton_interpreter.interpreted_checks import DTYPES, check
 from triton_interpreter.recorded_launches import recorded
 
@@ -37,6 +38,14 @@ CASES = [
     replace(BLOCK, epilogue=False, activation="none"),
     replace(BLOCK, batch=0),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fused_blocks() -> Iterator[None]:
+    """One kernel a block: by default small blocks are launched convolution by convolution."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(block_plan.VARIABLE, "fused")
+        yield
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
@@ -79,6 +88,17 @@ def test_channels_are_split_where_tiles_are_few(channels: int) -> None:
     assert len(launches) == 2
     assert launches[0].grid[2] > 1
     check(case, "special", torch.float16, roundings=1, forced=SPLIT)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_convolution_by_convolution(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(block_plan.VARIABLE, "separate")
+    case = replace(BLOCK, channels=7, channels_out=33, multiplier=2, stride=(1, 2), height=9)
+    with recorded() as launches:
+        check(case, dtype=dtype, roundings=1)
+        check(replace(BLOCK, kernel=(5, 3), padding="same"), "special", dtype, roundings=1)
+    names = [launch.kernel.__name__ for launch in launches]
+    assert names == 2 * ["_depthwise_conv", "pointwise_conv_kernel"]
 
 
 @settings(max_examples=25)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from network_builder import small_mobilenet
 
 from fastdw import ops
 from fastdw.benchmark.cases import OpCase, dense, depthwise
+from fastdw.ops.program import parse_program
+from fastdw.triton_kernels import block_plan
 from fastdw.triton_kernels.tiles import Tile, forced, recorded
 from triton_interpreter import counters
 from triton_interpreter.counters import SECTOR
@@ -53,8 +58,9 @@ def counted(case: OpCase) -> tuple[list[counters.Launch], int, int]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_memory_is_touched_once(name: str) -> None:
+def test_memory_is_touched_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One launch, and from DRAM no more than input, output and weights: no hidden tensor."""
+    monkeypatch.setenv(block_plan.VARIABLE, "fused")
     case, most = CASES[name]
     launches, ideal, x_bytes = counted(case)
     assert len(launches) == 1
@@ -74,3 +80,17 @@ def test_the_counters_see_a_smaller_tile_read_more() -> None:
         launches, _, x_bytes = counted(case)
     read = counters.total(launches, "read", "x")
     assert read.per_program == 4 * x_bytes and read.distinct == x_bytes
+
+
+def test_the_report_counts_every_step_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "bench"))
+    import triton_traffic
+
+    x = torch.randn(1, 3, 16, 16).half()
+    steps = parse_program(small_mobilenet().program()).steps[:-1]  # a pool, beside the head
+    for step in steps:
+        moved = triton_traffic.Moved("small", "fp16", 1, step.op)
+        x = triton_traffic.count(step, x, moved)
+        assert moved.launches > 0 and moved.programs >= moved.launches
+        assert moved.ideal <= moved.distinct + 8 * SECTOR * moved.launches
+    assert steps[-1].op == "classifier_head" and x.shape[1:] == (steps[-1].channels_out,)
