@@ -205,6 +205,7 @@ LaunchList NetworkLaunches::stem_conv(const Step& step, const StepWeights& weigh
   params.channels_last = step.step.input != kNetworkInput || shape_.channels_last;
   params.epilogue = epilogue(weights.pointwise, step.step.activation);
   params.dtype = shape_.dtype;
+  params.tf32 = shape_.tf32;
   params.channels_out = output.channels;
   fill_images(params, shape_.batch, input, output, step.window);
   return plan_stem_conv(params, device_);

@@ -62,6 +62,7 @@ struct StemParams {
   bool channels_last;  // of x
   Epilogue epilogue;
   DType dtype;
+  bool tf32;
   int64_t batch, height, width, channels_in, channels_out, height_out, width_out;
   Window window;  // dilation 1
 };

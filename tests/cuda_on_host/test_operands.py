@@ -122,7 +122,9 @@ def test_fp64_goes_through_aten(op: str) -> None:
     assert launches == []
 
 
-@pytest.mark.parametrize("op", ("pointwise_conv", "separable_block", "inverted_residual"))
+@pytest.mark.parametrize(
+    "op", ("stem_conv", "pointwise_conv", "separable_block", "inverted_residual")
+)
 def test_tf32_follows_the_switch(op: str) -> None:
     case = replace(small(op), channels=32, channels_out=32, residual=False)
     if op == "inverted_residual":
