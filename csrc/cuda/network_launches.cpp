@@ -265,7 +265,7 @@ LaunchList NetworkLaunches::block(const Step& step, const StepWeights& weights,
   params.channels_hidden = from.shape.channels_hidden;
   params.channels_out = output.channels;
   fill_images(params, shape_.batch, input, output, step.window);
-  params.plan = shape_.blocks;
+  params.plan = shape_.wishes.blocks;
   params.workspace = memory.arena + scratch_offset_;
   params.counters = memory.counters;
   return plan_inverted_residual(params, device_);

@@ -263,7 +263,6 @@ void set_mma(MmaParams& mma, const StemParams& params) {
   mma.terms = static_cast<int32_t>(terms);
   const int64_t steps = ceil_div(terms, kTermDepth<T>), kept = steps_in_registers(steps);
   mma.steps = static_cast<int32_t>(kept > 0 ? kept : steps);
-  mma.terms_by = Divisor(terms);
   mma.taps = Divisor(taps);
   mma.kernel_w = Divisor(window.kernel_w);
   mma.planes = params.channels_last ? 1 : static_cast<uint32_t>(params.channels_in);
@@ -272,8 +271,6 @@ void set_mma(MmaParams& mma, const StemParams& params) {
   };
   constexpr int kWide = kPackLanes<T>;
   mma.chunk = allows(kWide) ? kWide : allows(kWide / 2) ? kWide / 2 : 1;
-  mma.wide_weights =
-      params.channels_out * terms % kWide == 0 && is_aligned(params.weight, 16);
 }
 
 template <class T, int kSteps>
@@ -308,7 +305,7 @@ void add_mma(LaunchList& list, const StemParams& params, const Device& device) {
 template <class T>
 LaunchList plan(const StemParams& params, const Device& device) {
   LaunchList list;
-  if (can_stage(params)) add_mma<T>(list, params, device);
+  if (can_stage(params) && !device.without_stem_mma) add_mma<T>(list, params, device);
   if (list.count > 0) return list;
   Params stem{};
   if (!can_stage(params) || !choose_tiles(params, device, stem) ||

@@ -195,7 +195,7 @@ __device__ __forceinline__ void run_mma_block(const MmaParams& params) {
   const int channels = left < kGroup ? static_cast<int>(left) : kGroup;
   const OfChannels<T, kWide> scales(params.epilogue.scale, first_channel, channels);
   const OfChannels<T, kWide> bias(params.epilogue.bias, first_channel, channels);
-  stage_weights(params, tile, weights);
+  stage_weights<T, kSteps>(params, tile, weights);
   stage_places<T>(params, table);
   const Activate activate(params.epilogue.activation);
   const int pixel = params.stride_w * static_cast<int>(params.x_column);

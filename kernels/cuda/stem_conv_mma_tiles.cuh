@@ -34,11 +34,10 @@ struct MmaParams {
   uint32_t channel_blocks;
   uint32_t planes;
   Divisor rows_in, row_chunks;   // staged
-  Divisor terms_by, taps, kernel_w;
+  Divisor taps, kernel_w;
   int32_t pitch, channel_pitch;  // in shared memory, elements
   int32_t weights_at, table_at;  // there too
-  int32_t chunk;                 // elements of x copied at once: 16, 8 or bytes of one
-  bool wide_weights;             // copied 16 bytes at a time
+  int32_t chunk;                 // elements of x copied at once: 16 or 8 bytes, or one
 };
 
 // A lane's output channel i, counted from its first: lanes store 16 bytes of a pixel, next to one
@@ -154,59 +153,47 @@ __device__ __forceinline__ T as_factor(T value) {
   return value;
 }
 
-// The weights as [step][output channel, in the order of the fragments' columns][term]. As they lie
-// in memory they are a row without gaps: a thread loads kChunk of them at once.
-template <class T, int kChunk>
+// The weights as [step][output channel, in the order of the fragments' columns][term], zeros where
+// there are none. A thread keeps two terms of a step; 16 or 32 bytes of a channel are read at once.
+template <class T, int kSteps>
 __device__ __forceinline__ void stage_weights(const MmaParams& params, const MmaTile& tile,
                                               T* shared) {
-  using Chunk = Pack<T, kChunk>;
-  constexpr int kDepth = kTermDepth<T>, kAtOnce = 4, kThreads = kMmaWarps * 32;  // loads under way
+  using Pair = Pack<T, 2>;
+  constexpr int kDepth = kTermDepth<T>, kPairs = kDepth / 2, kAtOnce = kMmaWarps * 32 / kPairs;
+  constexpr int kTurns = kGroup / kAtOnce, kSome = kSteps > 0 ? kSteps : 4;  // loads under way
+  static_assert(kGroup % kAtOnce == 0, "a thread keeps its terms");
   const SharedTile<T, kDepth> to{shared};
-  const int rows = params.groups * kGroup, all = rows * params.terms;
-  const auto place = [&](int channel, int k) {
-    const int row = (channel & -kGroup) + weight_row<T>(channel % kGroup);
-    return to.element(k / kDepth * rows + row, k % kDepth);
-  };
-  const int64_t left = params.channels_out - tile.first_channel;
-  const int inside = left < rows ? static_cast<int>(left) * params.terms : all;
-  const T* from = static_cast<const T*>(params.weight) + tile.first_channel * params.terms;
+  const int thread = static_cast<int>(threadIdx.x), first = thread / kPairs;
+  const int rows = params.groups * kGroup;
+  int left = static_cast<int>(params.channels_out - tile.first_channel) - first;
+  const T* from = static_cast<const T*>(params.weight) +
+                  (tile.first_channel + first) * params.terms + thread % kPairs * 2;
 #pragma unroll 1
-  for (int first = static_cast<int>(threadIdx.x) * kChunk; first < all;
-       first += kAtOnce * kThreads * kChunk) {
-    Chunk chunks[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int at = first + i * kThreads * kChunk;
-      chunks[i] = load_global_or_zero(reinterpret_cast<const Chunk*>(from + at), at < inside);
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int at = first + i * kThreads * kChunk;
-      int channel = static_cast<int>(params.terms_by.quotient(static_cast<uint32_t>(at)));
-      int k = at - channel * params.terms;
-#pragma unroll
-      for (int j = 0; j < kChunk; ++j) {
-        store_shared_if(place(channel, k), as_factor(chunks[i].lane[j]), at < all);
-        const bool next = ++k == params.terms;
-        k = next ? 0 : k;
-        channel += next;
-      }
-    }
-  }
-  static_assert(kMmaWarps * 32 >= kMmaWarps * kGroup, "a thread for every channel");
-  const int channel = static_cast<int>(threadIdx.x);
+  for (int group = 0; group < params.groups; ++group, left -= kGroup) {
 #pragma unroll 1
-  for (int k = params.terms; k < params.steps * kDepth; ++k)
-    store_shared_if(place(channel, k), T{}, channel < rows);
-}
-
-template <class T>
-__device__ __forceinline__ void stage_weights(const MmaParams& params, const MmaTile& tile,
-                                              T* shared) {
-  if (params.wide_weights) {
-    stage_weights<T, kPackLanes<T>>(params, tile, shared);
-  } else {
-    stage_weights<T, 1>(params, tile, shared);
+    for (int some = 0; some < params.steps; some += kSome) {
+      Pair pairs[kSome][kTurns];
+#pragma unroll
+      for (int step = 0; step < kSome; ++step)
+#pragma unroll
+        for (int i = 0; i < kTurns; ++i) {
+          const int k = (some + step) * kDepth, terms = params.terms - k - thread % kPairs * 2;
+          const T* pair = from + (i * kAtOnce * params.terms + k);
+          const bool inside = i * kAtOnce < left;
+          pairs[step][i].lane[0] = load_global_or_zero(pair, inside && terms > 0);
+          pairs[step][i].lane[1] = load_global_or_zero(pair + 1, inside && terms > 1);
+        }
+#pragma unroll
+      for (int step = 0; step < kSome; ++step)
+#pragma unroll
+        for (int i = 0; i < kTurns; ++i) {
+          const int row = group * kGroup + weight_row<T>(first + i * kAtOnce);
+          T* place = to.element((some + step) * rows + row, thread % kPairs * 2);
+          const Pair pair{{as_factor(pairs[step][i].lane[0]), as_factor(pairs[step][i].lane[1])}};
+          store_shared_if(reinterpret_cast<Pair*>(place), pair, some + step < params.steps);
+        }
+    }
+    from += kGroup * params.terms;
   }
 }
 

@@ -182,3 +182,26 @@ def test_traffic(dtype: torch.dtype, layout: str) -> None:
     most = 1.0 if layout == "channels_last" and dtype != torch.float32 else 0.0
     loads = [site for site in launch["shared"] if site["access"] == "load"]
     assert all(site["conflicts"] <= most * site["requests"] for site in loads)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (7, 7)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_traffic_of_tensor_cores(dtype: torch.dtype, kernel: tuple[int, int]) -> None:
+    """fp32 in tf32 too: 16 bytes a lane at a time where they lie so, nothing twice but borders."""
+    case = replace(IMAGE, kernel=kernel, channels_out=64, height=224, width=224, batch=1)
+    case = replace(case, padding=kernel[0] // 2, layout="contiguous")
+    x, *rest = schema_arguments(case, *arguments(case, "normal", dtype))
+    with host_library.tf32(), host_library.counted(x=x) as launches:
+        y = host_library.op(OP)(x, *rest)
+    (launch,) = launches
+    read = launch["buffers"]["x"]["read"]
+    assert read["distinct_sectors"] == x.nbytes // SECTOR
+    # Rows of y are dealt out one by one here: 7 rows of x for each of them.
+    most = 1.65 if kernel == (3, 3) else 4.3
+    assert read["bytes"] >= 15 * read["requests"]
+    assert read["request_sectors"] <= most * x.nbytes // SECTOR
+    written = launch["buffers"]["other"]["written"]
+    assert written["distinct_sectors"] == written["request_sectors"] == y.nbytes // SECTOR
+    # 16 bytes between the starts of rows: of fp32, two rows' terms may share a bank.
+    loads = [site for site in launch["shared"] if site["access"] == "load"]
+    assert sum(s["conflicts"] for s in loads) <= sum(s["requests"] for s in loads)
