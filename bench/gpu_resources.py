@@ -60,8 +60,9 @@ class Gpu:
             self.block_shared_kib * 1024,
             self.shared_kib * 1024,
             self.threads,
+            0,  # no kernel is left out
         )
-        return (ctypes.c_int * 4)(*numbers)
+        return (ctypes.c_int * 5)(*numbers)
 
     def blocks_at_once(self, threads: int, registers: int, shared_bytes: int) -> int:
         """How many thread blocks one multiprocessor holds."""

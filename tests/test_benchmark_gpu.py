@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import re
 import subprocess
 import sys
 import time
@@ -18,8 +20,8 @@ from torch import Tensor
 
 from fastdw.backends import BackendRefused
 from fastdw.benchmark.cases import OP_CASES
+from fastdw.benchmark.gpu import choices, sanitizer, session, settings, summary
 from fastdw.benchmark.gpu import device as devices
-from fastdw.benchmark.gpu import sanitizer, session, settings, summary
 from fastdw.benchmark.gpu.bench import Bench, DeviceLost, Item
 from fastdw.benchmark.gpu.contenders import Contender, Race, largest_difference, rotate
 from fastdw.benchmark.gpu.device import Device
@@ -59,7 +61,12 @@ def test_the_whole_command_runs_on_the_cpu(tmp_path: Path) -> None:
     assert {row["backend"] for row in checked} == {"cpp", "fastdw-planned", "fastdw-modules"}
     ours = {"fastdw-planned", "fastdw-modules"}
     folded = {"torch-folded-channels-last", "torch-folded-nchw"}
+    cpp = {name for wishes in choices.OF_OP.values() for name in wishes}
     timed = {
+        "choices": {
+            *("fastdw-planned", *(f"fastdw-planned {wish}" for wish in choices.WISHES)),
+            *("fastdw-cpp", *(f"fastdw-cpp {wish}" for wish in cpp)),
+        },
         "networks": {*ours, *folded, "torch-eager", "torch-compile"},
         "ops": {"fastdw-cpp", *folded, "torch-modules"},
         "training": {"fastdw-modules", "torch-eager"},
@@ -354,3 +361,22 @@ def test_the_summary_compares_the_best_ones(tmp_path: Path) -> None:
     case = {"network": "n", "precision": "fp16", "batch": "1", "how": "graph", "inputs": "warm"}
     told = summary._times("networks", [case | row for row in rows], ("network",))
     assert told[-2].split() == ["n", "graph", "warm", "2", "wrong", "9*", "5", "2.50"]
+
+
+def test_a_wish_holds_during_a_call_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for before in (None, "separate"):
+        if before is not None:
+            monkeypatch.setenv("FASTDW_CUDA_BLOCKS", before)
+        run = choices.under("blocks=fused", lambda x: seen.append(os.environ["FASTDW_CUDA_BLOCKS"]))
+        run(torch.zeros(1))
+        assert os.environ.get("FASTDW_CUDA_BLOCKS") == before
+    assert seen == ["fused", "fused"]
+
+
+def test_wishes_are_known_to_the_library() -> None:
+    """Every variable and word stands in csrc/cuda/device.cpp, the ordinary one first."""
+    text = (ROOT / "csrc" / "cuda" / "device.cpp").read_text()
+    for variable, word in choices.WISHES.values():
+        [words] = re.findall(rf'chosen\("{variable}", \{{(.*?)\}}', text)
+        assert f'"{word}"' in words.split(", ")[1:]

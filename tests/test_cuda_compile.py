@@ -67,10 +67,8 @@ def text_of(kernel: Kernel) -> str:
     return f"sm_{kernel.target} {kernel.name}"
 
 
-# Their launch bounds leave 128 registers (80 in the linear layer): a few scalars are parked.
-PARKING = re.compile(
-    r"^inverted_residual<.*, [48], 2, [46], \d> >$|^linear<float, float, 4, 8, 4>$"
-)
+# Their launch bounds leave 128 registers: a few scalars are parked, in tf32 for 8.0 up to 8.
+PARKING = re.compile(r"^inverted_residual<.*, ([48], 2, 6|4, 2, 4), \d> >$")
 
 
 def test_no_kernel_uses_a_stack_or_spills(tools: Tools, source: Path) -> None:

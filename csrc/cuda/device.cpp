@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <initializer_list>
 #include <map>
 #include <mutex>
 #include <string>
@@ -76,19 +77,42 @@ Tensor row_of_bytes(const Tensor& x, int64_t bytes, int64_t zeros, cudaStream_t 
   return row;
 }
 
-BlockPlan wished_block_plan() {
-  const char* text = std::getenv("FASTDW_CUDA_BLOCKS");
-  const std::string_view wish = text == nullptr ? "fastest" : text;
-  if (wish == "fused") return BlockPlan::fused;
-  if (wish == "separate") return BlockPlan::separate;
-  FASTDW_CHECK(wish == "fastest",
-               "FASTDW_CUDA_BLOCKS: expected fastest, fused or separate, got ", std::string(wish));
-  return BlockPlan::fastest;
+namespace {
+
+// Which of the words a variable says; 0, the first, where it is not set.
+int chosen(const char* variable, std::initializer_list<std::string_view> words) {
+  const char* text = std::getenv(variable);
+  if (text == nullptr) return 0;
+  std::string expected;
+  for (const std::string_view& word : words) {
+    if (word == text) return static_cast<int>(&word - words.begin());
+    expected += (expected.empty() ? "" : ", ") + std::string(word);
+  }
+  FASTDW_CHECK(false, variable, ": expected one of ", expected, ", got ", std::string(text));
+  return 0;
+}
+
+}  // namespace
+
+Wishes wished() {
+  const BlockPlan plans[] = {BlockPlan::fastest, BlockPlan::fused, BlockPlan::separate};
+  return {plans[chosen("FASTDW_CUDA_BLOCKS", {"fastest", "fused", "separate"})],
+          chosen("FASTDW_CUDA_DEPTHWISE", {"fastest", "walk"}) == 1,
+          chosen("FASTDW_CUDA_STEM", {"fastest", "fma"}) == 1,
+          chosen("FASTDW_CUDA_LAUNCHES", {"early", "late"}) == 1};
+}
+
+Device planned_for(const Device& device, const Wishes& wishes) {
+  Device result = device;
+  result.without_depthwise_tiles = wishes.without_depthwise_tiles;
+  result.without_stem_mma = wishes.without_stem_mma;
+  return result;
 }
 
 void run_launches(const LaunchList& list, cudaStream_t stream) {
+  const bool may_begin_early = !wished().late;
   for (int i = 0; i < list.count; ++i)
-    check_cuda(run(list.launches[i], stream), list.launches[i].name);
+    check_cuda(run(list.launches[i], stream, may_begin_early), list.launches[i].name);
 }
 
 bool allow_tf32() {

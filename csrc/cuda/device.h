@@ -45,8 +45,23 @@ Tensor empty_like_device(const Tensor& x, std::initializer_list<int64_t> sizes, 
 // A row of bytes on the device of x, the first `zeros` of them zeroed on the stream.
 Tensor row_of_bytes(const Tensor& x, int64_t bytes, int64_t zeros, cudaStream_t stream);
 
-// What FASTDW_CUDA_BLOCKS asks for: "fastest" (or nothing), "fused" or "separate".
-BlockPlan wished_block_plan();
+// What the environment asks for, so that choices can be compared; nothing: the fastest.
+struct Wishes {
+  BlockPlan blocks;              // FASTDW_CUDA_BLOCKS: fastest, fused or separate
+  bool without_depthwise_tiles;  // FASTDW_CUDA_DEPTHWISE: fastest or walk
+  bool without_stem_mma;         // FASTDW_CUDA_STEM: fastest or fma
+  bool late;                     // FASTDW_CUDA_LAUNCHES: early or late, see launch.h
+
+  int bits() const {
+    return static_cast<int>(blocks) << 3 | without_depthwise_tiles << 2 | without_stem_mma << 1 |
+           static_cast<int>(late);
+  }
+};
+
+Wishes wished();
+
+// The device as the planners are to see it.
+Device planned_for(const Device& device, const Wishes& wishes);
 
 void run_launches(const LaunchList& list, cudaStream_t stream);
 
@@ -56,7 +71,7 @@ void run_launches(const LaunchList& list, cudaStream_t stream);
 template <class Plan>
 void launch(const Tensor& x, const Plan& plan) {
   const DeviceScope scope(x);
-  const Device& device = device_of(scope.index());
+  const Device device = planned_for(device_of(scope.index()), wished());
   LaunchList list = plan(device, nullptr, nullptr);
   Tensor memory;
   if (list.workspace_bytes > 0 || list.counts) {

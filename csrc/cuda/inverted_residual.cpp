@@ -49,7 +49,7 @@ Tensor run_block(const Tensor& x, const OptionalConvolution& expand, const Convo
   params.height_out = sampling.height_out;
   params.width_out = sampling.width_out;
   params.window = sampling.window;
-  params.plan = wished_block_plan();
+  params.plan = wished().blocks;
   launch(x, [&](const Device& device, void* workspace, unsigned* counters) {
     params.workspace = workspace;
     params.counters = counters;

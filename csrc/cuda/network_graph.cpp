@@ -56,6 +56,7 @@ void NetworkGraph::launch(const NetworkMemory& memory, cudaStream_t stream) {
 void NetworkGraph::build(const NetworkMemory& memory) {
   release();
   check_cuda(cudaGraphCreate(&graph_, 0), "cudaGraphCreate");
+  const bool may_begin_early = !wished().late;
   cudaGraphNode_t last = nullptr;
   for (int step = 0; step < network_.steps(); ++step) {
     const LaunchList list = network_.launches(step, memory);
@@ -67,7 +68,10 @@ void NetworkGraph::build(const NetworkMemory& memory) {
       const NodeParams params(launch);
       cudaGraphNode_t node;
       check_cuda(cudaGraphAddKernelNode(&node, graph_, nullptr, 0, &params.params), launch.name);
-      if (last != nullptr) check_cuda(add_dependency(graph_, last, node, waits), launch.name);
+      if (last != nullptr) {
+        const bool early = waits && may_begin_early;
+        check_cuda(add_dependency(graph_, last, node, early), launch.name);
+      }
       nodes.push_back({node, launch.kernel});
       last = node;
     }

@@ -210,6 +210,7 @@ LaunchList NetworkLaunches::stem_conv(const Step& step, const StepWeights& weigh
   params.channels_last = step.step.input != kNetworkInput || shape_.channels_last;
   params.epilogue = epilogue(weights.pointwise, step.step.activation);
   params.dtype = shape_.dtype;
+  params.tf32 = shape_.tf32;
   params.channels_out = output.channels;
   fill_images(params, shape_.batch, input, output, step.window);
   return plan_stem_conv(params, device_);
@@ -269,7 +270,7 @@ LaunchList NetworkLaunches::block(const Step& step, const StepWeights& weights,
   params.channels_hidden = from.shape.channels_hidden;
   params.channels_out = output.channels;
   fill_images(params, shape_.batch, input, output, step.window);
-  params.plan = shape_.blocks;
+  params.plan = shape_.wishes.blocks;
   params.workspace = memory.arena + scratch_offset_;
   params.counters = memory.counters;
   return plan_inverted_residual(params, device_);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "csrc/cuda/device.h"
 #include "csrc/cuda/packed_weights.h"
 #include "csrc/network_program.h"
 #include "kernels/cuda/launch.h"
@@ -26,7 +27,7 @@ struct NetworkShape {
   DType dtype;
   bool channels_last;  // of x
   bool tf32;
-  BlockPlan blocks;
+  Wishes wishes;
 };
 
 class NetworkLaunches {

@@ -28,8 +28,8 @@ struct NetworkKey {
     const auto parts = [](const NetworkKey& key) {
       const NetworkShape& shape = key.shape;
       return std::tuple(key.program, shape.batch, shape.height, shape.width, shape.dtype,
-                        shape.channels_last, shape.tf32, shape.blocks, key.packed_bytes, key.device,
-                        key.stream);
+                        shape.channels_last, shape.tf32, shape.wishes.bits(), key.packed_bytes,
+                        key.device, key.stream);
     };
     return parts(*this) == parts(other);
   }
@@ -42,7 +42,8 @@ class CachedNetwork {
  public:
   explicit CachedNetwork(NetworkKey new_key)
       : key(std::move(new_key)),
-        launches(*key.program, key.shape, device_of(key.device), key.packed_bytes) {}
+        launches(*key.program, key.shape, planned_for(device_of(key.device), key.shape.wishes),
+                 key.packed_bytes) {}
 
   void launch(NetworkMemory memory, const Tensor& images) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -148,7 +149,7 @@ std::vector<Tensor> planned_network(const Tensor& x, const Tensor& packed,
   const Tensor weights = aligned(packed);
   const bool tf32 = dtype == DType::fp32 && allow_tf32();
   const NetworkShape shape{x.size(0),     x.size(2), x.size(3),          dtype,
-                           channels_last, tf32,      wished_block_plan()};
+                           channels_last, tf32,      wished()};
   const auto network =
       find_network({std::move(program), shape, weights.numel(), scope.index(), scope.stream()});
 

@@ -27,6 +27,7 @@ Tensor stem_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& sc
   params.y = y.address();
   params.epilogue = operands.epilogue();
   params.dtype = dtype_of("x", x);
+  params.tf32 = params.dtype == DType::fp32 && allow_tf32();
   params.batch = x.size(0);
   params.height = x.size(2);
   params.width = x.size(3);

@@ -14,7 +14,8 @@ __global__ void __launch_bounds__(head::kPoolThreads, 4) global_pool(PoolParams 
 }
 
 template <class T, class X, int kLanes, int kImages, int kOutputs>
-__global__ void __launch_bounds__(head::Linear<T, X, kLanes, kImages, kOutputs>::kThreads)
+__global__ void __launch_bounds__(head::Linear<T, X, kLanes, kImages, kOutputs>::kThreads,
+                                  kImages > 4 ? 2 : 0)
     linear(LinearParams params) {
   wait_for_previous_launch();
   head::linear<head::Linear<T, X, kLanes, kImages, kOutputs>>(params);

@@ -298,7 +298,7 @@ KernelLaunch plan_direct(const DepthwiseParams& params) {
 template <class T>
 LaunchList plan(const DepthwiseParams& params, const Device& device) {
   LaunchList list;
-  if (plan_depthwise_tile(params, device, list)) return list;
+  if (!device.without_depthwise_tiles && plan_depthwise_tile(params, device, list)) return list;
   if (can_walk(params) && plan_walk_of<T>(params, device, list)) return list;
   constexpr int kWide = kPackLanes<T>;
   list.add(has_packs(params, kWide) ? plan_direct<T, kWide>(params) : plan_direct<T, 1>(params));

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "kernels/cuda/params.h"
-#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/dtype.cuh"
 
 namespace fastdw::cuda {
 
@@ -34,7 +34,37 @@ struct Activate {
     }
   }
 
+  // The same, then rounded, by twos. Elements of 2 bytes are clamped after they have been rounded,
+  // which gives the same bits: the bounds are such elements.
+  template <class T, int kCount>
+  __device__ __forceinline__ void apply(Pack<T, 2> (&pairs)[kCount],
+                                        float (&values)[2 * kCount]) const {
+    const bool clamps_pairs = sizeof(T) == 2 && is_clamp();
+    if (!clamps_pairs) apply(values);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) pairs[i] = pack<T>({values[2 * i], values[2 * i + 1]});
+    if constexpr (sizeof(T) == 2) {
+      if (!clamps_pairs) return;
+      const uint32_t lows = pair_of<T>(low), highs = pair_of<T>(high);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        uint32_t word;
+        __builtin_memcpy(&word, &pairs[i], sizeof(word));
+        word = clamp_pair<T>(word, lows, highs);
+        __builtin_memcpy(static_cast<void*>(&pairs[i]), &word, sizeof(word));
+      }
+    }
+  }
+
  private:
+  template <class T>
+  __device__ __forceinline__ static uint32_t pair_of(float value) {
+    const T pair[2] = {from_float<T>(value), from_float<T>(value)};
+    uint32_t word;
+    __builtin_memcpy(&word, pair, sizeof(word));
+    return word;
+  }
+
   __device__ __forceinline__ bool is_clamp() const {
     return kind != Activation::hardswish && kind != Activation::silu;
   }

@@ -55,7 +55,7 @@ struct Candidate {
 // The last slab may have 64 or 32 bytes a pixel: then `row_step` and a somewhat longer `pitch` keep
 // the rows that StripOrder reads together, and writes, in different banks. A pixel takes 9 chunks.
 void spread_rows(const Params& params, const Sizes& sizes, BlockTiling& tiling) {
-  tiling.row_step = 1;
+  tiling.row_step_log2 = 0;
   const int64_t channels = round_up(params.channels_hidden % sizes.slab, 2 * sizes.lanes);
   const int64_t chunks = channels * sizes.bytes / 16;
   if (chunks != 2 && chunks != 4) return;
@@ -64,10 +64,11 @@ void spread_rows(const Params& params, const Sizes& sizes, BlockTiling& tiling) 
   };
   for (const bool stores_too : {true, false})
     for (int extra = 0; extra < 8; ++extra)
-      for (const int step : {1, 2, 4}) {
+      for (const int log2 : {0, 1, 2}) {
+        const int step = 1 << log2;
         if (stores_too && !spread(int64_t{step} * tiling.columns)) continue;
         if (!spread(step * params.window.stride_h * (tiling.pitch + extra))) continue;
-        tiling.row_step = step;
+        tiling.row_step_log2 = log2;
         tiling.pitch += extra;
         return;
       }
@@ -131,6 +132,7 @@ bool place_shared(const Params& params, const Sizes& sizes, int64_t limit, int h
   };
   tiling.hidden_slots = hidden_slots;
   tiling.x_pitch = static_cast<int>(sizes.x_pitch);
+  tiling.region_at = take(kRegionBytes);
   tiling.places_at = take(tiling.pixels_in * 8);
   tiling.x_at = take(expands ? tiling.pixels_in * sizes.x_pitch * sizes.bytes : 0);
   tiling.hidden_at =
@@ -313,6 +315,34 @@ void place_flags(const Params& params, const Sizes& sizes, BlockTiling& tiling) 
                             params.window.stride_h == 1 && params.window.stride_w == 1;
 }
 
+FilterKind filter_kind(const Window& window) {
+  const int64_t kernel = window.kernel_w, stride = window.stride_w;
+  if (window.dilation_w != 1 || (kernel != 3 && kernel != 5) || stride > 2)
+    return FilterKind::general;
+  if (kernel == 3) return stride == 1 ? FilterKind::k3s1 : FilterKind::k3s2;
+  return stride == 1 ? FilterKind::k5s1 : FilterKind::k5s2;
+}
+
+ChunkPieces chunk_pieces(int64_t chunks) {
+  const int log2 = chunks % 8 == 0 ? 3 : chunks % 4 == 0 ? 2 : 1;
+  return {log2, Divisor(ceil_div(chunks, 1 << log2))};
+}
+
+void place_divisors(const Params& params, const Sizes& sizes, BlockTiling& tiling) {
+  tiling.filter = filter_kind(params.window);
+  tiling.taps = static_cast<int>(sizes.taps);
+  tiling.strips = static_cast<int>(ceil_div(tiling.columns, kFilterStrip));
+  tiling.x_chunks = chunk_pieces(tiling.x_pitch / sizes.lanes - 1);
+  tiling.rows_by = Divisor(tiling.rows);
+  tiling.columns_by = Divisor(tiling.columns);
+  const int64_t left = params.channels_hidden - (sizes.slabs - 1) * sizes.slab;
+  const int64_t filtered = round_up(left, 2 * sizes.lanes);  // of the last slab
+  const int64_t together = sizes.slab % filtered == 0 ? sizes.slab / filtered : 1;
+  const int64_t lines = int64_t{tiling.images} * tiling.rows;
+  tiling.lines_by[0] = Divisor(lines);
+  tiling.lines_by[1] = Divisor(round_up(lines, together));
+}
+
 }  // namespace
 
 LaunchList plan_inverted_residual(const InvertedResidualParams& params, const Device& device) {
@@ -325,6 +355,7 @@ LaunchList plan_inverted_residual(const InvertedResidualParams& params, const De
   }
   InvertedResidualKernelParams kernel{params, best.tiling};
   place_flags(params, Sizes(params), kernel.tiling);
+  place_divisors(params, Sizes(params), kernel.tiling);
   const BlockTiling& tiling = kernel.tiling;
   const int64_t units = tiling.tiles * tiling.pass_groups * tiling.splits;
   const dim3 grid(static_cast<unsigned>(units));

@@ -33,32 +33,38 @@ struct Kernel {
 
   const InvertedResidualParams& block;
   const BlockTiling& tiling;
-  const int pixels_in;
 
-  // Thread blocks: splits next to one another, then groups of passes, then tiles.
   __device__ __forceinline__ explicit Kernel(const InvertedResidualKernelParams& params)
-      : block(params.block), tiling(params.tiling), pixels_in(region().pixels_in()) {}
+      : block(params.block), tiling(params.tiling) {
+    if (thread() == 0) Region(block, tiling, blockIdx.x).store(region_words());
+    clear_hidden();
+    __syncthreads();
+  }
 
-  // Found anew where it is needed: in between its sizes would take registers.
-  __device__ __forceinline__ Region region() const {
-    const unsigned index = static_cast<unsigned>(recomputed(static_cast<int>(blockIdx.x)));
-    return Region(block, tiling,
-                  index / static_cast<unsigned>(tiling.splits * tiling.pass_groups));
+  // Read anew where it is needed: in between its sizes would take registers.
+  __device__ __forceinline__ Region::Words* region_words() const {
+    return shared_at<Region::Words>(recomputed(tiling.region_at));
+  }
+  __device__ __forceinline__ Region region() const { return Region::load(region_words()); }
+  __device__ __forceinline__ int pixels_in() const { return region().pixels_in; }
+  __device__ __forceinline__ int64_t tile() const { return region().tile; }
+  __device__ __forceinline__ int split() const { return region().split; }
+  // Of the thread block: slabs and passes, from the first to before the last.
+  __device__ __forceinline__ int first_slab() const { return split() * tiling.slabs_per_split; }
+  __device__ __forceinline__ int end_of_slabs() const {
+    return smaller(first_slab() + tiling.slabs_per_split, tiling.slabs);
+  }
+  __device__ __forceinline__ int first_pass() const {
+    return region().group * tiling.passes_per_block;
+  }
+  __device__ __forceinline__ int end_of_passes() const {
+    return smaller(first_pass() + tiling.passes_per_block, tiling.passes);
   }
   __device__ __forceinline__ const T* first_pixel() const {
-    const Region here = region();
-    const int64_t pixel = (here.image * block.height + here.row) * block.width + here.column;
-    return static_cast<const T*>(block.x) + pixel * block.channels_in;
+    return static_cast<const T*>(block.x) + region().first_pixel * block.channels_in;
   }
-  __device__ __forceinline__ int64_t tile() const {
-    return blockIdx.x / static_cast<unsigned>(tiling.splits * tiling.pass_groups);
-  }
-  __device__ __forceinline__ int group() const {
-    return static_cast<int>(blockIdx.x / static_cast<unsigned>(tiling.splits) %
-                            static_cast<unsigned>(tiling.pass_groups));
-  }
-  __device__ __forceinline__ int split() const {
-    return static_cast<int>(blockIdx.x % static_cast<unsigned>(tiling.splits));
+  __device__ __forceinline__ int channels_in() const {
+    return static_cast<int>(block.channels_in);
   }
 
   __device__ __forceinline__ static int warp() { return recomputed(thread()) / 32; }
@@ -114,19 +120,18 @@ struct Kernel {
 
   // Output channels of a pass.
   __device__ __forceinline__ int columns_of(int pass) const {
-    const int64_t left = block.channels_out - static_cast<int64_t>(pass) * Shape::kColumns;
-    return left < Shape::kColumns ? static_cast<int>(left) : Shape::kColumns;
+    return smaller(static_cast<int>(block.channels_out) - pass * Shape::kColumns, Shape::kColumns);
   }
   // Hidden channels of a slab, and as many as whole steps of multiply() have.
   __device__ __forceinline__ int channels_of(int slab) const {
-    const int64_t left = block.channels_hidden - static_cast<int64_t>(slab) * kSlab<T>;
-    return left < kSlab<T> ? static_cast<int>(left) : kSlab<T>;
+    return smaller(static_cast<int>(block.channels_hidden) - slab * kSlab<T>, kSlab<T>);
   }
   __device__ __forceinline__ int steps_of(int slab) const {
     return (channels_of(slab) + kStepDepth<T> - 1) / kStepDepth<T>;
   }
 
   __device__ __forceinline__ void run() const;
+  __device__ __forceinline__ void clear_hidden() const;
   __device__ __forceinline__ void begin() const;
   __device__ __forceinline__ void copy_x() const;
   __device__ __forceinline__ void copy_x_slab(int slab, int slot) const;

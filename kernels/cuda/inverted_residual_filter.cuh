@@ -62,18 +62,6 @@ __device__ __forceinline__ void add_any_kernel_row(StripSums& sums, const T* lin
   }
 }
 
-// The windows that have code of their own; general is any.
-enum class FilterKind { k3s1, k3s2, k5s1, k5s2, general };
-
-__device__ __forceinline__ FilterKind filter_kind(const Window& window) {
-  if (window.dilation_w != 1) return FilterKind::general;
-  if (window.kernel_w == 3 && window.stride_w == 1) return FilterKind::k3s1;
-  if (window.kernel_w == 3 && window.stride_w == 2) return FilterKind::k3s2;
-  if (window.kernel_w == 5 && window.stride_w == 1) return FilterKind::k5s1;
-  if (window.kernel_w == 5 && window.stride_w == 2) return FilterKind::k5s2;
-  return FilterKind::general;
-}
-
 template <class T>
 __device__ __forceinline__ void add_kernel_rows(StripSums& sums, const T* line, const float* taps,
                                                 const Window& window, FilterKind kind,
@@ -97,53 +85,62 @@ __device__ __forceinline__ void add_kernel_rows(StripSums& sums, const T* line, 
   }
 }
 
-// A slab of fewer channels than 128 bytes: the strips that are read together are of rows
-// `row_step` apart, which the host has chosen so that they lie in different banks.
+// A slab of fewer channels than 128 bytes: the strips that are read together are of rows `step`
+// apart, which the host has chosen so that they lie in different banks. A slab has 1 to 4 steps of
+// multiply(), and `together` strips of 4, 2 or 1 fill the 128 bytes.
 template <class T>
 struct StripOrder {
-  int together, step, rows, lines;  // lines: rows, in whole groups of those read together
+  int together_log2, step_log2, rows;
+  Divisor lines;  // rows, in whole groups of those read together
 
-  __device__ __forceinline__ StripOrder(const BlockTiling& tiling, int channels)
-      : together(kSlab<T> % channels == 0 ? kSlab<T> / channels : 1),
-        step(tiling.row_step),
+  __device__ __forceinline__ StripOrder(const BlockTiling& tiling, int steps, bool last)
+      : together_log2(steps == 1 ? 2 : steps == 2 ? 1 : 0),
+        step_log2(tiling.row_step_log2),
         rows(tiling.images * tiling.rows),
-        lines((rows + together - 1) / together * together) {}
+        lines(tiling.lines_by[last]) {}
 
   // -1: none.
   __device__ __forceinline__ int row(int line) const {
-    const int group = together * step, first = line / group * group, inside = line - first;
-    const int row = first + group <= rows ? first + inside % together * step + inside / together
-                                          : line;
+    int row = line;
+    if (together_log2 > 0) {
+      const int group = 1 << (together_log2 + step_log2), first = line & -group;
+      const int inside = line - first, turn = inside & ((1 << together_log2) - 1);
+      if (first + group <= rows) row = first + (turn << step_log2) + (inside >> together_log2);
+    }
     return row < rows ? row : -1;
   }
 };
 
-// The first `channels` channels of a slab.
+// The first channels of a slab, as many as `steps` of multiply() have.
 template <int kThreads, class T>
 __device__ __forceinline__ void filter_slab(const T* hidden, T* filtered,
                                             const FilterConstants& constants,
                                             const InvertedResidualParams& block,
-                                            const BlockTiling& tiling, int channels) {
+                                            const BlockTiling& tiling, int steps, bool last) {
+  constexpr int kStepQuads = kStepDepth<T> / kQuad;
   const Window& window = block.window;
-  const FilterKind kind = filter_kind(window);
   const int stride_h = static_cast<int>(window.stride_h);
   const int stride_w = static_cast<int>(window.stride_w);
   const int row_step = tiling.pitch * kSlabPitch<T>;
-  const int quads = channels / kQuad;
-  const int strips = (tiling.columns + kFilterStrip - 1) / kFilterStrip;
+  const int quads = steps * kStepQuads;
+  const Divisor steps_by = slab_steps(steps);
   const Activate activate(block.depthwise.activation);
-  const StripOrder<T> order(tiling, channels);
+  const StripOrder<T> order(tiling, steps, last);
+  const int count = static_cast<int>(order.lines.by) * tiling.strips * quads;
 #pragma unroll 1
-  for (int i = recomputed(thread()); i < order.lines * strips * quads; i += kThreads) {
-    const int index = i / quads, channel = (i - index * quads) * kQuad;
-    const int strip = index / order.lines, column = strip * kFilterStrip;
-    const int row = order.row(index - strip * order.lines);
+  for (int i = recomputed(thread()); i < count; i += kThreads) {
+    const auto index = static_cast<int>(
+        steps_by.quotient(static_cast<uint32_t>(i / kStepQuads)));  // i / quads
+    const int channel = (i - index * quads) * kQuad;
+    const auto strip = static_cast<int>(order.lines.quotient(static_cast<uint32_t>(index)));
+    const int column = strip * kFilterStrip;
+    const int row = order.row(index - strip * static_cast<int>(order.lines.by));
     if (row < 0) continue;
-    const int image = row / tiling.rows;
+    const auto image = static_cast<int>(tiling.rows_by.quotient(static_cast<uint32_t>(row)));
     const int hidden_row = image * tiling.window_rows + (row - image * tiling.rows) * stride_h;
     StripSums sums = {};
     const int first = hidden_row * row_step + column * stride_w * kSlabPitch<T>;
-    add_kernel_rows(sums, hidden + first + channel, constants.taps + channel, window, kind,
+    add_kernel_rows(sums, hidden + first + channel, constants.taps + channel, window, tiling.filter,
                     static_cast<int>(window.dilation_h) * row_step);
     float scale[kQuad], bias[kQuad];
     load_quad(scale, constants.scale + channel);
@@ -153,14 +150,16 @@ __device__ __forceinline__ void filter_slab(const T* hidden, T* filtered,
 #pragma unroll
     for (int j = 0; j < kFilterStrip * kQuad; ++j)
       results[j] = fmaf(scale[j % kQuad], sums[j / kQuad][j % kQuad], bias[j % kQuad]);
-    activate.apply(results);
+    Pack<T, 2> rounded[kFilterStrip * kQuad / 2];
+    activate.apply(rounded, results);
 #pragma unroll
     for (int output = 0; output < kFilterStrip; ++output) {
-      float quad[kQuad];
+      Pack<T, kQuad> quad;
 #pragma unroll
-      for (int j = 0; j < kQuad; ++j) quad[j] = results[output * kQuad + j];
-      store_shared_if(reinterpret_cast<Pack<T, kQuad>*>(to + output * kSlabPitch<T>),
-                      pack<T, kQuad>(quad), column + output < tiling.columns);
+      for (int j = 0; j < kQuad; ++j)
+        quad.lane[j] = rounded[(output * kQuad + j) / 2].lane[j % 2];
+      store_shared_if(reinterpret_cast<Pack<T, kQuad>*>(to + output * kSlabPitch<T>), quad,
+                      column + output < tiling.columns);
     }
   }
 }

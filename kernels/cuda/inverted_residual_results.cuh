@@ -103,8 +103,9 @@ __device__ __forceinline__ void Kernel<Shape>::store_results(const Region& regio
     float scale[kLanes], bias[kLanes];
     load_channels(scale, block.project.scale, channel, 1.f);
     load_channels(bias, block.project.bias, channel, 0.f);
+    const int rows = outputs(region);
 #pragma unroll 1
-    for (int row = first; row < outputs(region); row += down) {
+    for (int row = first; row < rows; row += down) {
       float values[kLanes];
       load_sums(values, pass, row, lane * kLanes);
 #pragma unroll
@@ -120,12 +121,16 @@ __device__ __forceinline__ void Kernel<Shape>::store_result(const Region& region
                                                             float (&values)[kLanes], int row,
                                                             int64_t channel) const {
   Activate(block.project.activation).apply(values);
-  const int line = row / tiling.columns, column_out = region.column_out + row % tiling.columns;
-  const int image = line / tiling.rows, row_out = region.row_out + line % tiling.rows;
-  const bool inside = column_out < block.width_out;
-  const int64_t pixel =
-      ((region.image + image) * block.height_out + row_out) * block.width_out + column_out;
-  const int64_t offset = inside ? pixel * block.channels_out + channel : 0;
+  const auto line = static_cast<int>(tiling.columns_by.quotient(static_cast<uint32_t>(row)));
+  const auto image = static_cast<int>(tiling.rows_by.quotient(static_cast<uint32_t>(line)));
+  const int column_out = region.column_out + row - line * tiling.columns;
+  const int row_out = region.row_out + line - image * tiling.rows;
+  const bool inside = column_out < static_cast<int>(block.width_out);
+  const int pixel = (image * static_cast<int>(block.height_out) + row_out) *
+                        static_cast<int>(block.width_out) +
+                    column_out;
+  const int64_t offset =
+      inside ? (region.first_output + pixel) * static_cast<int>(block.channels_out) + channel : 0;
   if (block.residual) {  // input and output pixels are the same ones
     using Lanes = Pack<T, kLanes>;
     const int pixel_in =

@@ -7,12 +7,13 @@ namespace fastdw::cuda::block {
 
 template <class Shape>
 __device__ __forceinline__ void Kernel<Shape>::expand(int slab) const {
-  const int down = (pixels_in + kWarpTileRows - 1) / kWarpTileRows;
-  const int across = (channels_of(slab) + kExpandColumns - 1) / kExpandColumns;
+  const int down = (pixels_in() + kWarpTileRows - 1) / kWarpTileRows;
+  static_assert(kSlab<T> <= 2 * kExpandColumns, "one or two warp tiles across");
+  const int two = channels_of(slab) > kExpandColumns;
   const int steps = (tiling.x_pitch / kPackLanes<T> - 1) / 2;
 #pragma unroll 1
-  for (int i = warp(); i < down * across; i += Shape::kWarps) {
-    const int row = i / across * kWarpTileRows, column = i % across * kExpandColumns;
+  for (int i = warp(); i < down << two; i += Shape::kWarps) {
+    const int row = (i >> two) * kWarpTileRows, column = (i & two) * kExpandColumns;
     float sums[2][4][4] = {};
     multiply<Math, T, 1>(sums, x_tile(), row, 0, expand_weights(), column, 0, steps);
     put_hidden(sums, slab, row, column);
@@ -24,32 +25,39 @@ template <class Shape>
 __device__ __forceinline__ void Kernel<Shape>::put_hidden(float (&sums)[2][4][4], int slab,
                                                           int row, int column) const {
   const Activate activate(block.expand.activation);
-  const int channels = channels_of(slab);
-  int place[2][2];
+  const int left = channels_of(slab) - column;
+  T* to[2][2];
+  bool inside[2][2];
 #pragma unroll
   for (int m = 0; m < 2; ++m)
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      place[m][half] = load_shared(
+    for (int half = 0; half < 2; ++half) {
+      const int place = load_shared(
           &places()[row + m * kFragmentRows + fragment::row(2 * half)].hidden);
+      inside[m][half] = place >= 0;
+      to[m][half] = hidden(0) + place * kSlabPitch<T> + column + fragment::column(0);
+    }
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
-    const int channel = column + n * kFragmentColumns + fragment::column(0);
+    const int channel = n * kFragmentColumns + fragment::column(0);
+    const float* scales = affine(slab, 0) + column + channel;
+    const float* biases = affine(slab, 1) + column + channel;
     float scale[2], bias[2], values[8];
-    unpack(scale, load_shared(reinterpret_cast<const Pack<float, 2>*>(affine(slab, 0) + channel)));
-    unpack(bias, load_shared(reinterpret_cast<const Pack<float, 2>*>(affine(slab, 1) + channel)));
+    unpack(scale, load_shared(reinterpret_cast<const Pack<float, 2>*>(scales)));
+    unpack(bias, load_shared(reinterpret_cast<const Pack<float, 2>*>(biases)));
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[i] = fmaf(scale[i % 2], sums[i / 4][n][i % 4], bias[i % 2]);
-    activate.apply(values);
+    Pack<T, 2> rounded[4];
+    activate.apply(rounded, values);
+    if (left < kExpandColumns) {
 #pragma unroll
-    for (int i = 0; i < 8; i += 2) {
-      const float pair[2] = {channel < channels ? values[i] : 0.f,
-                             channel + 1 < channels ? values[i + 1] : 0.f};
-      const int to = place[i / 4][i % 4 / 2];
-      store_shared_if(
-          reinterpret_cast<Pack<T, 2>*>(hidden(0) + to * kSlabPitch<T> + channel),
-          pack<T, 2>(pair), to >= 0);
+      for (int i = 0; i < 8; ++i)
+        if (channel + i % 2 >= left) rounded[i / 2].lane[i % 2] = from_float<T>(0.f);
     }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      store_shared_if(reinterpret_cast<Pack<T, 2>*>(to[i / 2][i % 2] + n * kFragmentColumns),
+                      rounded[i], inside[i / 2][i % 2]);
   }
 }
 
@@ -86,7 +94,7 @@ __device__ __forceinline__ void Kernel<Shape>::copy_and_filter(int slab, int pas
                                   affine(slab, 3)};
   filter_slab<kThreads>(hidden(hidden_slot),
                         filtered(tiling.filtered_slots > 1 ? slab - from : 0).data, constants,
-                        block, tiling, steps_of(slab) * kStepDepth<T>);
+                        block, tiling, steps_of(slab), slab + 1 == tiling.slabs);
 }
 
 // The first pass expands, filters and projects every slab, the next slab's expansion along with
@@ -94,19 +102,17 @@ __device__ __forceinline__ void Kernel<Shape>::copy_and_filter(int slab, int pas
 // slabs lie filtered in shared memory and only weights come, in turns into two places.
 template <class Shape>
 __device__ __forceinline__ void Kernel<Shape>::run() const {
-  const int from = split() * tiling.slabs_per_split;
-  const int to = smaller(from + tiling.slabs_per_split, tiling.slabs);
-  const int first_pass = group() * tiling.passes_per_block;
-  const int last_pass = smaller(first_pass + tiling.passes_per_block, tiling.passes);
+  const int from = first_slab(), to = end_of_slabs();
   begin();
 #pragma unroll 1
-  for (int pass = first_pass; pass < last_pass; ++pass) {
-    const bool first = pass == first_pass;
+  for (int pass = first_pass(); pass < end_of_passes(); ++pass) {
+    const bool first = pass == first_pass();
     Sums sums = {};
 #pragma unroll 1
     for (int slab = first ? from - 1 : from; slab < to; ++slab) {
       const bool more = slab + 1 < to;
-      const int turn = first ? 0 : (1 + (pass - first_pass - 1) * (to - from) + slab - from) % 2;
+      const int turn =
+          first ? 0 : (1 + (pass - first_pass() - 1) * (to - from) + slab - from) % 2;
       if (first) copy_and_filter(slab, pass, from, to);
       wait_for_copies<0>();
       __syncthreads();
@@ -114,7 +120,7 @@ __device__ __forceinline__ void Kernel<Shape>::run() const {
         if (!has_expand() && tiling.hidden_slots == 1 && slab >= from) copy_x_slab(slab + 1, 0);
         transpose_taps(slab + 1);
         if (has_expand()) expand(slab + 1);
-      } else if (more || pass + 1 < last_pass) {
+      } else if (more || pass + 1 < end_of_passes()) {
         copy_project_weights(more ? slab + 1 : from, more ? pass : pass + 1, 1 - turn);
       }
       commit_copies();

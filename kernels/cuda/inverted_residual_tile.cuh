@@ -60,21 +60,41 @@ __device__ __forceinline__ void copy_chunk(T* to, const T* from, int count, bool
   store_shared(reinterpret_cast<WidePack<T>*>(to), value);
 }
 
+// A slab's first `steps` steps of multiply(): 2, 4, 6 or 8 chunks.
+__device__ __forceinline__ ChunkPieces slab_chunks(int steps) {
+  ChunkPieces chunks;
+  chunks.across_log2 = steps == 4 ? 3 : steps == 2 ? 2 : 1;
+  chunks.pieces.by = steps == 3 ? 3 : 1;
+  chunks.pieces.factor = 0x55555556;  // 2^32 / 3
+  return chunks;
+}
+
+// Division by a slab's steps.
+__device__ __forceinline__ Divisor slab_steps(int steps) {
+  Divisor divisor;
+  divisor.by = static_cast<uint32_t>(steps);
+  divisor.factor = steps == 4 ? 1u << 30 : steps == 3 ? 0x55555556 : 1u << 31;
+  return divisor;
+}
+
 // Who copies which chunk of a matrix in shared memory whose rows lie an odd number of chunks apart:
 // 8 neighbouring lanes take 8, 4 or 2 chunks of so many rows that they meet no bank twice, and a
 // warp whole sectors of global memory.
 struct ChunkOrder {
-  int across, pieces, count;  // of `count` places some lie outside
+  ChunkPieces chunks;
+  int count;  // of `count` places some lie outside
 
-  __device__ __forceinline__ ChunkOrder(int rows, int chunks)
-      : across(chunks % 8 == 0 ? 8 : chunks % 4 == 0 ? 4 : 2),
-        pieces((chunks + across - 1) / across),
-        count((rows + 7) / 8 * 8 * pieces * across) {}
+  __device__ __forceinline__ ChunkOrder(int rows, const ChunkPieces& of_row)
+      : chunks(of_row),
+        count(((rows + 7) & ~7) * static_cast<int>(of_row.pieces.by) << of_row.across_log2) {}
 
   __device__ __forceinline__ void find(int index, int& row, int& chunk) const {
-    const int group = index / 8, lane = index % 8, first = group / across;
-    row = first / pieces * 8 + lane / across * across + group % across;
-    chunk = first % pieces * across + lane % across;
+    const auto place = static_cast<uint32_t>(index);
+    const uint32_t group = place / 8, lane = place % 8, log2 = chunks.across_log2;
+    const uint32_t first = group >> log2, eight = chunks.pieces.quotient(first);
+    const uint32_t inside = (1u << log2) - 1;
+    row = static_cast<int>(eight * 8 + (lane & ~inside) + (group & inside));
+    chunk = static_cast<int>(((first - eight * chunks.pieces.by) << log2) + (lane & inside));
   }
 };
 
@@ -82,16 +102,18 @@ struct ChunkOrder {
 // all_rows x all_chunks.
 template <int kThreads, class T>
 __device__ __forceinline__ void copy_matrix(const PaddedTile<T>& tile, const T* from,
-                                            int64_t stride, int rows, int columns, int all_rows,
-                                            int all_chunks, bool wide) {
-  const ChunkOrder order(all_rows, all_chunks);
+                                            int stride, int rows, int columns, int all_rows,
+                                            int all_chunks, const ChunkPieces& pieces, bool wide) {
+  const ChunkOrder order(all_rows, pieces);
+#pragma unroll 1
   for (int i = recomputed(thread()); i < order.count; i += kThreads) {
     int row, chunk;
     order.find(i, row, chunk);
     if (row >= all_rows || chunk >= all_chunks) continue;
     const int count = row < rows ? columns - chunk * kPackLanes<T> : 0;
     copy_chunk(tile.chunk(row, chunk),
-               count > 0 ? from + row * stride + chunk * kPackLanes<T> : from, count, wide);
+               count > 0 ? from + (int64_t{row} * stride + chunk * kPackLanes<T>) : from, count,
+               wide);
   }
 }
 
@@ -100,31 +122,47 @@ struct alignas(8) PixelPlace {
   int hidden, global;
 };
 
-// Outputs of a thread block and the pixels of x under them, cut to the image.
-struct Region {
-  int64_t image;
+// Outputs of a thread block and the pixels of x under them, cut to the image. One thread finds it
+// for all.
+struct alignas(16) Region {
+  int64_t image, first_output;  // the image's first pixel of y
+  int64_t first_pixel;          // of x
+  int64_t tile;
+  int group, split;
   int images;
   int row_out, column_out;
-  int row, column;        // first pixel of x
-  int rows, columns;      // of x
-  int below, beside;      // where that pixel lies in the window
+  int row, column;    // of that pixel of x
+  int rows, columns;  // of x
+  int below, beside;  // where that pixel lies in the window
+  int pixels_in;      // of all images
 
+  Region() = default;
+
+  // Thread blocks: splits next to one another, then groups of passes, then tiles.
   __device__ __forceinline__ Region(const InvertedResidualParams& block, const BlockTiling& tiling,
-                                    unsigned tile) {
+                                    unsigned index) {
+    const unsigned splits = static_cast<unsigned>(tiling.splits);
+    const unsigned groups = static_cast<unsigned>(tiling.pass_groups);
     const unsigned across = static_cast<unsigned>(tiling.tiles_across);
     const unsigned rows_of_tiles = static_cast<unsigned>(tiling.tiles_down);
-    const unsigned down = tile / across;
+    split = static_cast<int>(index % splits);
+    group = static_cast<int>(index / splits % groups);
+    const unsigned place = index / (splits * groups), down = place / across;
+    tile = place;
     image = static_cast<int64_t>(down / rows_of_tiles) * tiling.images;
     images = smaller(tiling.images,
                      static_cast<int>(block.batch - image < tiling.images ? block.batch - image
                                                                           : tiling.images));
     row_out = static_cast<int>(down % rows_of_tiles) * tiling.rows;
-    column_out = static_cast<int>(tile % across) * tiling.columns;
+    column_out = static_cast<int>(place % across) * tiling.columns;
     const Window& window = block.window;
     const int64_t top = row_out * window.stride_h - window.pad_top;
     const int64_t left = column_out * window.stride_w - window.pad_left;
     cut(row, rows, below, top, tiling.window_rows, block.height);
     cut(column, columns, beside, left, tiling.window_columns, block.width);
+    first_output = image * block.height_out * block.width_out;
+    first_pixel = (image * block.height + row) * block.width + column;
+    pixels_in = images * rows * columns;
   }
 
   __device__ __forceinline__ static void cut(int& first, int& count, int& skipped, int64_t from,
@@ -136,7 +174,25 @@ struct Region {
     skipped = static_cast<int>(start - from);
   }
 
-  __device__ __forceinline__ int pixels_in() const { return images * rows * columns; }
+  using Words = Pack<uint32_t, 4>;
+  static constexpr int kWords = 5;
+
+  __device__ __forceinline__ void store(Words* to) const {
+    Words words[kWords];
+    __builtin_memcpy(words, this, sizeof(words));
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) store_shared(to + i, words[i]);
+  }
+
+  __device__ __forceinline__ static Region load(const Words* from) {
+    Words words[kWords];
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = load_shared(from + i);
+    Region region;
+    __builtin_memcpy(&region, words, sizeof(words));
+    return region;
+  }
 };
+static_assert(sizeof(Region) == kRegionBytes, "as the host leaves room for");
 
 }  // namespace fastdw::cuda::block

@@ -80,7 +80,9 @@ inline cudaError_t prepare(const KernelLaunch& launch, bool& waits) {
   return error;
 }
 
-inline cudaError_t run(const KernelLaunch& launch, cudaStream_t stream) {
+// may_begin_early: before the launch in front has ended, if the kernel waits for that by itself.
+inline cudaError_t run(const KernelLaunch& launch, cudaStream_t stream,
+                       bool may_begin_early = true) {
   bool waits = false;
   const cudaError_t prepared = prepare(launch, waits);
   if (prepared != cudaSuccess) return prepared;
@@ -93,7 +95,7 @@ inline cudaError_t run(const KernelLaunch& launch, cudaStream_t stream) {
   config.dynamicSmemBytes = launch.shared_bytes;
   config.stream = stream;
   config.attrs = &early;
-  config.numAttrs = waits ? 1 : 0;
+  config.numAttrs = waits && may_begin_early ? 1 : 0;
   void* arguments[] = {const_cast<unsigned char*>(launch.params)};
   return cudaLaunchKernelExC(&config, launch.kernel, arguments);
 }

@@ -27,6 +27,8 @@ struct Device {
   int shared_bytes_per_block;           // with the opt-in, 163 KiB on sm_80, 99 KiB on sm_86
   int shared_bytes_per_multiprocessor;  // 164 KiB on sm_80, 100 KiB on sm_86
   int threads_per_multiprocessor;
+  // Kernels that are to be left out where another can do it, for the sake of comparisons.
+  bool without_depthwise_tiles, without_stem_mma;
 };
 
 struct DepthwiseParams {
@@ -62,6 +64,7 @@ struct StemParams {
   bool channels_last;  // of x
   Epilogue epilogue;
   DType dtype;
+  bool tf32;
   int64_t batch, height, width, channels_in, channels_out, height_out, width_out;
   Window window;  // dilation 1
 };

@@ -210,6 +210,26 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
   return result;
 }
 
+// Two elements of 2 bytes at a time; a NaN passes.
+template <class T>
+__device__ __forceinline__ uint32_t clamp_pair(uint32_t pair, uint32_t low, uint32_t high);
+
+template <>
+__device__ __forceinline__ uint32_t clamp_pair<__half>(uint32_t pair, uint32_t low,
+                                                       uint32_t high) {
+  asm("max.NaN.f16x2 %0, %0, %1;" : "+r"(pair) : "r"(low));
+  asm("min.NaN.f16x2 %0, %0, %1;" : "+r"(pair) : "r"(high));
+  return pair;
+}
+
+template <>
+__device__ __forceinline__ uint32_t clamp_pair<__nv_bfloat16>(uint32_t pair, uint32_t low,
+                                                              uint32_t high) {
+  asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(pair) : "r"(low));
+  asm("min.NaN.bf16x2 %0, %0, %1;" : "+r"(pair) : "r"(high));
+  return pair;
+}
+
 // Every kernel's first statement. Compiled for compute capability 9.0 or newer a kernel may be
 // launched while the one in front of it still runs (programmatic dependent launch, CUDA C++
 // Programming Guide 6.2.4.4): this waits until all that went before has ended and can be read. See

@@ -14,6 +14,9 @@ constexpr int64_t kMostRows = 8, kMostStrips = 16, kMostPacks = 8;  // of a thre
 constexpr int kPixels = 8, kFewPixels = 2;                          // of a thread
 constexpr int64_t kMostMmaRows = 4, kMostSegments = 8;
 constexpr int64_t kSharedBytes = 48 * 1024;  // without asking for more
+constexpr int64_t kMostPlace = 65535;         // in x there, bytes
+constexpr int64_t kTooMuch = int64_t{1} << 40;
+constexpr int64_t kMostTerms = 4096;
 constexpr int64_t kMostGridYZ = 65535;
 constexpr int64_t kMostGridX = (int64_t{1} << 31) - 1;
 
@@ -24,7 +27,7 @@ __global__ void __launch_bounds__(kThreads, 2) stem_kernel(Params params) {
 }
 
 template <class T, int kSteps, bool kWide>
-__global__ void __launch_bounds__(kMmaWarps * 32, kSteps > 2 ? 4 : 6)
+__global__ void __launch_bounds__(kMmaWarps * 32, kSteps == 1 || kSteps == 2 ? 6 : 4)
     stem_mma_kernel(MmaParams params) {
   wait_for_previous_launch();
   run_mma_block<T, kSteps, kWide>(params);
@@ -156,51 +159,52 @@ int64_t with_remainder(int64_t least, int64_t remainder, int64_t divisor) {
   return least + ((remainder - least) % divisor + divisor) % divisor;
 }
 
-int64_t staged_terms(int64_t terms) {
-  return (terms <= kTermDepth ? 1 : terms <= 2 * kTermDepth ? 2 : 4) * kTermDepth;
+// 0: any number, one after another.
+int64_t steps_in_registers(int64_t steps) {
+  return steps > kMostSteps ? 0 : steps > 2 ? 4 : steps;
 }
 
-// Rows of shared memory lie so that the terms of a fragment, which are of up to 3 rows of 9 words,
-// meet in no bank: 12 banks apart, also where the next channel begins. Returns the bytes.
+int64_t weight_elements(const MmaParams& tiles, int64_t depth) {
+  return tiles.groups * kGroup * tiles.steps * depth;
+}
+
+// Rows of shared memory lie so that the terms of a fragment, which are of up to 3 rows, meet in few
+// banks (of 2 bytes, 9 words of a row: in none): 12 or 16 banks apart, also where the next channel
+// begins. Returns the bytes.
+template <class T>
 int64_t lay_out(const StemParams& params, MmaParams& tiles) {
   const Window& window = params.window;
-  const int64_t banks = 64, row_banks = 24;  // in elements of 2 bytes
+  constexpr int64_t kWord = 4 / sizeof(T), kBanks = 32 * kWord;  // in elements
+  constexpr int64_t kRowBanks = (sizeof(T) == 2 ? 12 : 16) * kWord;
   const int64_t span =
       ((tiles.segments * kSegment - 1) * window.stride_w + window.kernel_w) * tiles.x_column;
   const int64_t chunks = ceil_div(span + tiles.chunk - 1, tiles.chunk);
-  const int64_t pitch = with_remainder(chunks * tiles.chunk, row_banks, banks);
+  const int64_t pitch = with_remainder(chunks * tiles.chunk, kRowBanks, kBanks);
   const int64_t rows_in = (tiles.rows - 1) * window.stride_h + window.kernel_h;
-  const int64_t plane = with_remainder(rows_in * pitch, window.kernel_h * row_banks, banks);
-  const int64_t elements = tiles.planes * plane + tiles.groups * kGroup * staged_terms(tiles.terms);
-  if (elements * 2 > kSharedBytes) return elements * 2;
+  const int64_t plane = with_remainder(rows_in * pitch, window.kernel_h * kRowBanks, kBanks);
+  const int64_t x_elements = tiles.planes * plane;
+  if (x_elements * sizeof(T) > kMostPlace) return kTooMuch;
   tiles.rows_in = Divisor(rows_in);
   tiles.row_chunks = Divisor(chunks);
   tiles.pitch = static_cast<int32_t>(pitch);
   tiles.channel_pitch = params.channels_last ? 1 : static_cast<int32_t>(plane);
-  tiles.weights_at = static_cast<int32_t>(tiles.planes * plane);
-  return elements * 2;
-}
-
-// Beyond the last term that one again.
-void set_places(const StemParams& params, MmaParams& tiles) {
-  int count = 0;
-  for (int64_t channel = 0; channel < params.channels_in; ++channel)
-    for (int64_t row = 0; row < params.window.kernel_h; ++row)
-      for (int64_t column = 0; column < params.window.kernel_w; ++column)
-        tiles.places[count++] = static_cast<uint16_t>(
-            2 * (channel * tiles.channel_pitch + row * tiles.pitch + column * tiles.x_column));
-  std::fill(tiles.places + count, tiles.places + kMostTerms, tiles.places[count - 1]);
+  tiles.weights_at = static_cast<int32_t>(x_elements);
+  const int64_t elements = x_elements + weight_elements(tiles, kTermDepth<T>);
+  tiles.table_at = static_cast<int32_t>(elements);
+  return elements * sizeof(T) + tiles.steps * 4 * sizeof(StepPlaces<T>);
 }
 
 // Warps take different output channels first. Then rows and segments of a thread block: several
 // products a warp, for whose sake it loads the weights, as long as there are thread blocks for
 // every multiprocessor to hold many; in the end one a warp. False where one row does not fit.
-bool choose_mma_tiles(const StemParams& params, const Device& device, MmaParams& tiles) {
-  const int64_t groups = ceil_div(params.channels_out, kGroup);
-  tiles.groups_log2 = groups == 1 ? 0 : groups == 2 ? 1 : 2;
-  tiles.groups = 1 << tiles.groups_log2;
+template <class T>
+bool choose_mma_tiles(const StemParams& params, const Device& device, int groups_log2,
+                      int64_t shared_bytes, MmaParams& tiles) {
+  tiles.groups_log2 = groups_log2;
+  tiles.groups = 1 << groups_log2;
   tiles.warps_a_group = kMmaWarps / tiles.groups;
-  tiles.channel_blocks = static_cast<uint32_t>(ceil_div(groups, tiles.groups));
+  tiles.channel_blocks =
+      static_cast<uint32_t>(ceil_div(params.channels_out, tiles.groups * kGroup));
   const int64_t segments = ceil_div(params.width_out, kSegment);
   int64_t column_tiles = ceil_div(segments, kMostSegments);
   tiles.rows = kMostMmaRows;
@@ -211,23 +215,33 @@ bool choose_mma_tiles(const StemParams& params, const Device& device, MmaParams&
     return tiles.channel_blocks * ceil_div(segments, tiles.segments) *
            ceil_div(params.height_out, tiles.rows) * params.batch;
   };
+  const auto fits = [&] { return lay_out<T>(params, tiles) <= shared_bytes; };
   split();
-  while (tiles.rows > 1 &&
-         (blocks() < 8 * int64_t{device.multiprocessors} || lay_out(params, tiles) > kSharedBytes))
+  while (tiles.rows > 1 && (blocks() < 8 * int64_t{device.multiprocessors} || !fits()))
     --tiles.rows;
   while ((tiles.segments > tiles.warps_a_group && blocks() < 2 * device.multiprocessors) ||
-         (tiles.segments > 1 && lay_out(params, tiles) > kSharedBytes)) {
+         (tiles.segments > 1 && !fits())) {
     ++column_tiles;
     split();
   }
-  if (lay_out(params, tiles) > kSharedBytes) return false;
-  set_places(params, tiles);
-  return true;
+  return fits();
+}
+
+// With what a thread block has without asking, fewer output channels at once if need be; then with
+// what it may ask for.
+template <class T>
+bool choose_mma_tiles(const StemParams& params, const Device& device, MmaParams& tiles) {
+  const int64_t groups = ceil_div(params.channels_out, kGroup);
+  for (const int64_t bytes : {kSharedBytes, int64_t{device.shared_bytes_per_block}})
+    for (int log2 = groups == 1 ? 0 : groups == 2 ? 1 : 2; log2 >= 0; --log2)
+      if (choose_mma_tiles<T>(params, device, log2, bytes, tiles)) return true;
+  return false;
 }
 
 bool can_use_mma(const StemParams& params) {
   const Window& window = params.window;
-  return params.channels_in * window.kernel_h * window.kernel_w <= kMostTerms &&
+  return window.kernel_h * window.kernel_w <= kMostTerms &&
+         params.channels_in * window.kernel_h * window.kernel_w <= kMostTerms &&
          params.channels_in * params.height * params.width < int64_t{1} << 31 &&
          params.channels_out < int64_t{1} << 24 && params.batch <= kMostGridYZ &&
          params.height_out <= kMostGridYZ &&
@@ -245,47 +259,53 @@ void set_mma(MmaParams& mma, const StemParams& params) {
   mma.stride_w = static_cast<int32_t>(window.stride_w);
   mma.pad_left = static_cast<int32_t>(window.pad_left);
   mma.pad_top = static_cast<int32_t>(window.pad_top);
-  mma.terms = static_cast<int32_t>(params.channels_in * window.kernel_h * window.kernel_w);
+  const int64_t taps = window.kernel_h * window.kernel_w, terms = params.channels_in * taps;
+  mma.terms = static_cast<int32_t>(terms);
+  const int64_t steps = ceil_div(terms, kTermDepth<T>), kept = steps_in_registers(steps);
+  mma.steps = static_cast<int32_t>(kept > 0 ? kept : steps);
+  mma.taps = Divisor(taps);
+  mma.kernel_w = Divisor(window.kernel_w);
   mma.planes = params.channels_last ? 1 : static_cast<uint32_t>(params.channels_in);
   const auto allows = [&](int chunk) {
     return mma.x_row % chunk == 0 && is_aligned(params.x, chunk * sizeof(T));
   };
-  mma.chunk = allows(8) ? 8 : allows(4) ? 4 : 1;
+  constexpr int kWide = kPackLanes<T>;
+  mma.chunk = allows(kWide) ? kWide : allows(kWide / 2) ? kWide / 2 : 1;
 }
 
 template <class T, int kSteps>
 KernelLaunch mma_launch(const StemParams& params, const MmaParams& mma) {
-  const bool wide = params.channels_out % kLaneChannels == 0 && is_aligned(params.y, 16) &&
+  const bool wide = params.channels_out % kPackLanes<T> == 0 && is_aligned(params.y, 16) &&
                     is_aligned(params.epilogue.scale, 16) && is_aligned(params.epilogue.bias, 16);
   const int64_t columns = ceil_div(params.width_out, mma.segments * kSegment);
   const dim3 grid(static_cast<unsigned>(columns * mma.channel_blocks),
                   static_cast<unsigned>(ceil_div(params.height_out, mma.rows)),
                   static_cast<unsigned>(params.batch));
-  const int64_t elements = mma.weights_at + mma.groups * kGroup * staged_terms(mma.terms);
+  const size_t bytes = mma.table_at * sizeof(T) + mma.steps * 4 * sizeof(StepPlaces<T>);
   return make_launch("stem_conv, tensor cores",
                      wide ? stem_mma_kernel<T, kSteps, true> : stem_mma_kernel<T, kSteps, false>,
-                     grid, kMmaWarps * 32, static_cast<size_t>(elements) * sizeof(T), mma);
+                     grid, kMmaWarps * 32, bytes, mma);
 }
 
 // Nothing in the list where another kernel has to do it.
 template <class T>
 void add_mma(LaunchList& list, const StemParams& params, const Device& device) {
-  if constexpr (sizeof(T) == 2) {
-    MmaParams mma{};
-    if (!can_use_mma(params)) return;
-    set_mma<T>(mma, params);
-    if (!choose_mma_tiles(params, device, mma)) return;
-    const int64_t steps = staged_terms(mma.terms) / kTermDepth;
-    list.add(steps == 1   ? mma_launch<T, 1>(params, mma)
-             : steps == 2 ? mma_launch<T, 2>(params, mma)
-                          : mma_launch<T, 4>(params, mma));
+  MmaParams mma{};
+  if ((sizeof(T) == 4 && !params.tf32) || !can_use_mma(params)) return;
+  set_mma<T>(mma, params);
+  if (!choose_mma_tiles<T>(params, device, mma)) return;
+  switch (steps_in_registers(mma.steps)) {
+    case 1: return list.add(mma_launch<T, 1>(params, mma));
+    case 2: return list.add(mma_launch<T, 2>(params, mma));
+    case 4: return list.add(mma_launch<T, 4>(params, mma));
+    default: return list.add(mma_launch<T, 0>(params, mma));
   }
 }
 
 template <class T>
 LaunchList plan(const StemParams& params, const Device& device) {
   LaunchList list;
-  if (can_stage(params)) add_mma<T>(list, params, device);
+  if (can_stage(params) && !device.without_stem_mma) add_mma<T>(list, params, device);
   if (list.count > 0) return list;
   Params stem{};
   if (!can_stage(params) || !choose_tiles(params, device, stem) ||

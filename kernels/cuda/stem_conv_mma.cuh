@@ -1,255 +1,159 @@
-// stem_conv by tensor cores, for elements of 2 bytes and windows of at most 16 kSteps terms: a
-// matrix product whose row is the window of an output pixel. A thread block copies the rows of x
-// under `rows` by 16 `segments` output pixels as they lie in memory, zeros around, and the weights.
-// A warp keeps those of 32 output channels in registers, then takes 16 pixels at a time. Terms k
+// stem_conv by tensor cores, for elements of 2 bytes and for fp32 in tf32: a matrix product whose
+// row is the window of an output pixel. A thread block makes `rows` by 16 `segments` output pixels
+// from shared memory (stem_conv_mma_tiles.cuh). A warp takes 32 output channels of 16 pixels at a
+// time, their weights kept in registers where there are at most kMostSteps steps of terms. Terms k
 // are in the order of the weight; where one lies in a window is the same for every pixel.
 #pragma once
 
-#include "kernels/cuda/divisor.cuh"
-#include "kernels/cuda/dtype.cuh"
-#include "kernels/cuda/epilogue.cuh"
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/stem_conv_mma_tiles.cuh"
 
 namespace fastdw::cuda::stem {
 
-constexpr int kMmaWarps = 4;
-constexpr int kSegment = kFragmentRows;  // output pixels of one product
-constexpr int kTiles = 4;                // of 8 output channels, a warp's
-constexpr int kGroup = kTiles * kFragmentColumns;
-constexpr int kTermDepth = 16;  // terms of one mma
-// A lane's output channels lie together: its columns 2t, 2t + 1 of tile j are channels 8t + 2j and
-// the next, so that it stores 16 bytes.
-constexpr int kLaneChannels = 2 * kTiles;
-
-constexpr int kMostTerms = 64;
-
-struct MmaParams {
-  const void* x;
-  const void* weight;
-  void* y;
-  Epilogue epilogue;
-  int64_t x_image, x_channel, x_row, x_column;  // elements from one to the next
-  int64_t channels_in, channels_out;
-  int32_t height, height_out, width_out;
-  int32_t stride_h, stride_w, pad_left, pad_top;
-  int32_t terms;  // of a window
-  // Of a thread block; its warps share groups of kGroup output channels, of which there are 2^n.
-  int32_t groups, groups_log2, warps_a_group, rows, segments;
-  uint32_t channel_blocks;
-  uint32_t planes;
-  Divisor rows_in, row_chunks;   // staged
-  int32_t pitch, channel_pitch;  // in shared memory, elements
-  int32_t weights_at;            // there too
-  int32_t chunk;                 // elements copied at once: 8, 4 or 1
-  uint16_t places[kMostTerms];   // of a window's terms in shared memory, bytes
-};
-
-struct MmaTile {
-  int64_t image, first_channel;
-  int row_out, column_out, row_in, first_value;  // value: of a row of x
-
-  __device__ __forceinline__ explicit MmaTile(const MmaParams& params) {
-    uint32_t column_tile = blockIdx.x, channel_block = 0;
-    if (params.channel_blocks > 1) {
-      column_tile = blockIdx.x / params.channel_blocks;
-      channel_block = blockIdx.x - column_tile * params.channel_blocks;
-    }
-    first_channel = static_cast<int>(channel_block) * params.groups * kGroup;
-    column_out = static_cast<int>(column_tile) * params.segments * kSegment;
-    row_out = static_cast<int>(blockIdx.y) * params.rows;
-    image = blockIdx.z;
-    row_in = row_out * params.stride_h - params.pad_top;
-    first_value =
-        (column_out * params.stride_w - params.pad_left) * static_cast<int>(params.x_column);
-  }
-};
-
-__device__ __forceinline__ int warp_index() {
-  return static_cast<int>(static_cast<unsigned>(threadIdx.x) / 32);
-}
-
-// A chunk of x and its place in shared memory, elements from the first.
-struct ChunkPlace {
-  int from, to;
-  bool inside;
-
-  __device__ __forceinline__ ChunkPlace(const MmaParams& params, const MmaTile& tile, int begin,
-                                        int size, uint32_t index) {
-    const uint32_t line = params.row_chunks.quotient(index);
-    const int plane = static_cast<int>(params.rows_in.quotient(line));
-    const int row = static_cast<int>(line) - plane * static_cast<int>(params.rows_in.by);
-    const int value = static_cast<int>(index - line * params.row_chunks.by) * size;
-    const auto x_row = static_cast<uint32_t>(params.x_row);
-    inside = static_cast<uint32_t>(tile.row_in + row) < static_cast<uint32_t>(params.height) &&
-             static_cast<uint32_t>(begin + value) < x_row;
-    from = plane * static_cast<int>(params.x_channel) + row * static_cast<int>(x_row) + value;
-    to = plane * params.channel_pitch + row * params.pitch + value;
-  }
-};
-
-// x as [plane][row][pitch], from the chunk that the window's first value lies in.
-template <class T, int kChunk>
-__device__ __forceinline__ void stage_rows(const MmaParams& params, const MmaTile& tile, T* to) {
-  using Chunk = Pack<T, kChunk>;
-  constexpr uint32_t kThreads = kMmaWarps * 32;
-  const int begin = tile.first_value & -kChunk;
-  const T* x = static_cast<const T*>(params.x) + tile.image * params.x_image +
-               (tile.row_in * params.x_row + begin);
-  const uint32_t chunks = params.planes * params.rows_in.by * params.row_chunks.by;
-  if constexpr (sizeof(Chunk) == 16) {
-#pragma unroll 2
-    for (uint32_t index = threadIdx.x; index < chunks; index += kThreads) {
-      const ChunkPlace place(params, tile, begin, kChunk, index);
-      copy_async(to + place.to, x + place.from, place.inside);
-    }
-  } else {
-    constexpr int kAtOnce = 4;  // loads under way
-#pragma unroll 1
-    for (uint32_t first = threadIdx.x; first < chunks; first += kAtOnce * kThreads) {
-      Chunk values[kAtOnce];
-      T* places[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const ChunkPlace place(params, tile, begin, kChunk, first + i * kThreads);
-        places[i] = to + place.to;
-        values[i] = load_global_or_zero(reinterpret_cast<const Chunk*>(x + place.from),
-                                        place.inside && first + i * kThreads < chunks);
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i)
-        store_shared_if(reinterpret_cast<Chunk*>(places[i]), values[i],
-                        first + i * kThreads < chunks);
-    }
-  }
-}
-
+// A word of a fragment, two elements or one.
 template <class T>
-__device__ __forceinline__ void stage_rows(const MmaParams& params, const MmaTile& tile, T* to) {
-  if (params.chunk == 8) {
-    stage_rows<T, 8>(params, tile, to);
-  } else if (params.chunk == 4) {
-    stage_rows<T, 4>(params, tile, to);
+__device__ __forceinline__ uint32_t load_word(const unsigned char* window,
+                                              const int (&places)[kStepPlaces<T> / 2]) {
+  if constexpr (sizeof(T) == 2) {
+    const uint32_t low = load_shared(reinterpret_cast<const uint16_t*>(window + places[0]));
+    const uint32_t high = load_shared(reinterpret_cast<const uint16_t*>(window + places[1]));
+    return low | high << 16;
   } else {
-    stage_rows<T, 1>(params, tile, to);
+    return round_to_tf32(load_shared(reinterpret_cast<const uint32_t*>(window + places[0])));
   }
 }
 
-// The output channels in the order of the fragments' columns, terms that there are not as zeros.
-template <class T, int kSteps>
-__device__ __forceinline__ void stage_weights(const MmaParams& params, const MmaTile& tile,
-                                              const SharedTile<T, kSteps * kTermDepth>& shared) {
-  using Pair = Pack<T, 2>;
-  constexpr uint32_t kPairs = kSteps * kTermDepth / 2;
-  constexpr uint32_t kAtOnce = kMmaWarps * 32 / kPairs;  // channels
-  static_assert(kGroup % kAtOnce == 0, "a thread keeps its terms");
-  const uint32_t thread = threadIdx.x % (kMmaWarps * 32);
-  const uint32_t first = thread / kPairs;
-  const int k = static_cast<int>(thread % kPairs) * 2, step = kAtOnce * params.terms;
-  const int64_t first_channel = tile.first_channel + first;
-  const T* from = static_cast<const T*>(params.weight) + first_channel * params.terms + k;
-  int left = static_cast<int>(params.channels_out - first_channel);
-#pragma unroll 1
-  for (int group = 0; group < params.groups; ++group, left -= kGroup) {
-    const int low = k < params.terms ? left : 0, high = k + 1 < params.terms ? left : 0;
-    Pair pairs[kGroup / kAtOnce];
-#pragma unroll
-    for (uint32_t i = 0; i < kGroup / kAtOnce; ++i, from += step) {
-      pairs[i].lane[0] = load_global_or_zero(from, static_cast<int>(i * kAtOnce) < low);
-      pairs[i].lane[1] = load_global_or_zero(from + 1, static_cast<int>(i * kAtOnce) < high);
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < kGroup / kAtOnce; ++i) {
-      const uint32_t channel = first + i * kAtOnce;
-      const uint32_t row = channel % kLaneChannels / 2 * kFragmentColumns +
-                           channel / kLaneChannels * 2 + channel % 2;
-      store_shared(
-          reinterpret_cast<Pair*>(shared.element(group * kGroup + static_cast<int>(row), k)),
-          pairs[i]);
-    }
-  }
-}
+// The terms of this lane in a step: of a row's words 0 and 1. The mask clears terms that there are
+// not: what is read for them may be infinite, and a weight of zero would make NaN of it.
+template <class T>
+struct StepTerms {
+  static constexpr int kElements = kStepPlaces<T> / 2;
+  int place[2][kElements];
 
-// Two elements as a word of a fragment.
-__device__ __forceinline__ uint32_t load_pair(const unsigned char* low, const unsigned char* high) {
-  const uint32_t low_bits = load_shared(reinterpret_cast<const uint16_t*>(low));
-  const uint32_t high_bits = load_shared(reinterpret_cast<const uint16_t*>(high));
-  return low_bits | high_bits << 16;
-}
-
-// The terms of this lane's fragments: words 2 step and 2 step + 1 of a row hold two each. Masks
-// clear terms that there are not: what is read for them may be infinite, and a weight of zero would
-// make NaN of it. kSteps is the least power of two: the first half of the words is full.
-template <int kSteps>
-struct Terms {
-  static constexpr int kWords = 2 * kSteps, kFull = kSteps > 1 ? kSteps : 0;
-  int place[kWords][2];
-  uint32_t mask[kWords - kFull];
-
-  __device__ __forceinline__ explicit Terms(const MmaParams& params) {
-    const int first = fragment::column(0);
+  __device__ __forceinline__ StepTerms(const uint16_t* table, int step) {
+    const auto places = load_shared(reinterpret_cast<const StepPlaces<T>*>(table) + step * 4 +
+                                    fragment::lane() % 4);
 #pragma unroll
-    for (int word = 0; word < kWords; ++word) {
-      const int k = first + word * (kTermDepth / 2), left = params.terms - k;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) place[word][i] = params.places[k + i];
-      if (word >= kFull)  // kept, not made anew for every product
-        mask[word - kFull] = static_cast<uint32_t>(recomputed(left > 1    ? -1
-                                                              : left == 1 ? 0xffff
-                                                                          : 0));
-    }
+    for (int i = 0; i < 2 * kElements; ++i) place[i / kElements][i % kElements] = places.lane[i];
   }
 
   __device__ __forceinline__ uint32_t word(const unsigned char* window, int index) const {
-    const uint32_t pair = load_pair(window + place[index][0], window + place[index][1]);
-    return index < kFull ? pair : pair & mask[index < kFull ? 0 : index - kFull];
+    return load_word<T>(window, place[index]);
+  }
+
+  __device__ __forceinline__ static uint32_t mask(const MmaParams& params, int step, int index) {
+    const int first = fragment::lane() % 4 * kElements + index * (kTermDepth<T> / 2);
+    const int left = params.terms - step * kTermDepth<T> - first;
+    const uint32_t one = sizeof(T) == 2 ? 0xffffu : ~0u;
+    return left >= kElements ? ~0u : left == 1 ? one : 0;
   }
 };
 
-template <class T, int kSteps>
-__device__ __forceinline__ void load_weights(uint32_t (&b)[kSteps][kTiles][2],
-                                             const SharedTile<T, kSteps * kTermDepth>& weights,
-                                             int first) {
+// B's parts of a step; row: that of this lane for ldmatrix, of the group's first channels.
+template <class T>
+__device__ __forceinline__ void load_weights(uint32_t (&b)[kTiles][2], const T* row) {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step)
+  for (int j = 0; j < kTiles; j += 2) {
+    uint32_t parts[4];
+    load_matrices(parts, row + j * kFragmentColumns * kTermDepth<T>);
 #pragma unroll
-    for (int j = 0; j < kTiles; j += 2) {
-      uint32_t parts[4];
-      load_matrices(parts, fragment::b_rows(weights, first + j * kFragmentColumns, 2 * step));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) b[step][j + i / 2][i % 2] = parts[i];
-    }
+    for (int i = 0; i < 4; ++i) b[j + i / 2][i % 2] = parts[i];
+  }
 }
 
-// window: of this lane's first pixel; that of the second is 8 pixels, `further` bytes, away.
+// What a warp multiplies windows by: kSteps steps' weights in registers. kSteps is the least power
+// of two: the first half of the words is full.
 template <class T, int kSteps>
-__device__ __forceinline__ void multiply_windows(float (&sums)[kTiles][4],
-                                                 const unsigned char* window, int further,
-                                                 const Terms<kSteps>& terms,
-                                                 const uint32_t (&b)[kSteps][kTiles][2]) {
-  uint32_t a[kSteps][4];
+struct Factors {
+  static constexpr int kMasked = kSteps > 1 ? kSteps / 2 : 0;  // the first step that is
+  uint32_t b[kSteps][kTiles][2];
+  int place[kSteps][2][StepTerms<T>::kElements];
+  uint32_t masks[kSteps - kMasked][2];
+
+  __device__ __forceinline__ Factors(const MmaParams& params, const uint16_t* table,
+                                     const T* weights, int step_elements) {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step)
+    for (int step = 0; step < kSteps; ++step) {
+      load_weights(b[step], weights + step * step_elements);
+      const StepTerms<T> terms(table, step);
 #pragma unroll
-    for (int part = 0; part < 4; ++part)
-      a[step][part] = terms.word(window + part % 2 * further, 2 * step + part / 2);
+      for (int word = 0; word < 2; ++word) {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step)
+        for (int i = 0; i < StepTerms<T>::kElements; ++i)
+          place[step][word][i] = terms.place[word][i];
+        if (step >= kMasked)  // kept, not made anew for every product
+          masks[step - kMasked][word] = static_cast<uint32_t>(
+              recomputed(static_cast<int>(StepTerms<T>::mask(params, step, word))));
+      }
+    }
+  }
+
+  // window: of this lane's first pixel; that of the second is 8 pixels, `further` bytes, away.
+  __device__ __forceinline__ void multiply(float (&sums)[kTiles][4], const unsigned char* window,
+                                           int further) const {
+    uint32_t a[kSteps][4];
 #pragma unroll
-    for (int j = 0; j < kTiles; ++j) mma_16x8x16<T>(sums[j], a[step], b[step][j][0], b[step][j][1]);
-}
+    for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+      for (int part = 0; part < 4; ++part) {
+        a[step][part] = load_word<T>(window + part % 2 * further, place[step][part / 2]);
+        if (step >= kMasked) a[step][part] &= masks[step - kMasked][part / 2];
+      }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j)
+        fragment::multiply_step<T>(sums[j], a[step], b[step][j][0], b[step][j][1]);
+  }
+};
+
+// Any number of steps: read anew for every product.
+template <class T>
+struct Factors<T, 0> {
+  const uint16_t* table;
+  const T* weights;
+  int steps, step_elements;
+  uint32_t masks[2];  // of the last step
+
+  __device__ __forceinline__ Factors(const MmaParams& params, const uint16_t* places,
+                                     const T* first_weights, int elements)
+      : table(places), weights(first_weights), steps(params.steps), step_elements(elements) {
+#pragma unroll
+    for (int word = 0; word < 2; ++word)
+      masks[word] = StepTerms<T>::mask(params, params.steps - 1, word);
+  }
+
+  __device__ __forceinline__ void multiply(float (&sums)[kTiles][4], const unsigned char* window,
+                                           int further) const {
+    const T* row = weights;
+#pragma unroll 2
+    for (int step = 0; step < steps; ++step, row += step_elements) {
+      const StepTerms<T> terms(table, step);
+      uint32_t a[4], b[kTiles][2];
+#pragma unroll
+      for (int part = 0; part < 4; ++part)
+        a[part] = terms.word(window + part % 2 * further, part / 2) &
+                  (step + 1 < steps ? ~0u : masks[part / 2]);
+      load_weights(b, row);
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) fragment::multiply_step<T>(sums[j], a, b[j][0], b[j][1]);
+    }
+  }
+};
 
 // Of this lane's channels, zeros beyond the last; null: zeros.
-template <bool kWide>
+template <class T, bool kWide>
 struct OfChannels {
   static constexpr int kLoaded = kWide ? 4 : 1;
   Pack<float, kLoaded> packs[kLaneChannels / kLoaded];
 
   __device__ __forceinline__ OfChannels(const float* from, int64_t first, int channels) {
 #pragma unroll
-    for (int i = 0; i < kLaneChannels; i += kLoaded)
+    for (int i = 0; i < kLaneChannels; i += kLoaded) {
+      const int channel = lane_channel<T>(i);
       packs[i / kLoaded] =
-          load_global_or_zero(reinterpret_cast<const Pack<float, kLoaded>*>(from + first + i),
-                              from != nullptr && i < channels);
+          load_global_or_zero(reinterpret_cast<const Pack<float, kLoaded>*>(from + first + channel),
+                              from != nullptr && channel < channels);
+    }
   }
 
   __device__ __forceinline__ float operator[](int i) const {
@@ -262,10 +166,10 @@ template <class T, bool kWide>
 __device__ __forceinline__ void store_pixels(T* y, int further, const bool (&inside)[2],
                                              const float (&values)[2 * kLaneChannels],
                                              int channels) {
-  constexpr int kStored = kWide ? kLaneChannels : 1;
+  constexpr int kStored = kWide ? kPackLanes<T> : 1;
 #pragma unroll
   for (int first = 0; first < 2 * kLaneChannels; first += kStored) {
-    const int pixel = first / kLaneChannels, channel = first % kLaneChannels;
+    const int pixel = first / kLaneChannels, channel = lane_channel<T>(first % kLaneChannels);
     float stored[kStored];
 #pragma unroll
     for (int i = 0; i < kStored; ++i) stored[i] = values[first + i];
@@ -274,22 +178,25 @@ __device__ __forceinline__ void store_pixels(T* y, int further, const bool (&ins
   }
 }
 
+// kSteps 0: any number.
 template <class T, int kSteps, bool kWide>
 __device__ __forceinline__ void run_mma_block(const MmaParams& params) {
   const MmaTile tile(params);
   T* x = reinterpret_cast<T*>(dynamic_shared_memory());
-  const SharedTile<T, kSteps * kTermDepth> weights{x + params.weights_at};
+  T* weights = x + params.weights_at;
+  auto* table = reinterpret_cast<uint16_t*>(x + params.table_at);
   stage_rows(params, tile, x);
   commit_copies();
   const int lane = fragment::lane(), pixel_out = lane / 4;
   const int group = warp_index() & (params.groups - 1);
-  const int64_t first_channel = tile.first_channel + group * kGroup + lane % 4 * kLaneChannels;
+  const int64_t first_channel =
+      tile.first_channel + group * kGroup + lane % 4 * kPackLanes<T>;
   const int64_t left = params.channels_out - first_channel;
-  const int channels = left < kLaneChannels ? static_cast<int>(left) : kLaneChannels;
-  const OfChannels<kWide> scales(params.epilogue.scale, first_channel, channels);
-  const OfChannels<kWide> bias(params.epilogue.bias, first_channel, channels);
+  const int channels = left < kGroup ? static_cast<int>(left) : kGroup;
+  const OfChannels<T, kWide> scales(params.epilogue.scale, first_channel, channels);
+  const OfChannels<T, kWide> bias(params.epilogue.bias, first_channel, channels);
   stage_weights<T, kSteps>(params, tile, weights);
-  const Terms<kSteps> terms(params);
+  stage_places<T>(params, table);
   const Activate activate(params.epilogue.activation);
   const int pixel = params.stride_w * static_cast<int>(params.x_column);
   const int outputs = static_cast<int>(params.channels_out);
@@ -305,8 +212,9 @@ __device__ __forceinline__ void run_mma_block(const MmaParams& params) {
 #pragma unroll
   for (int i = 0; i < kLaneChannels; ++i)
     scale[i] = params.epilogue.scale == nullptr ? 1.f : scales[i];
-  uint32_t b[kSteps][kTiles][2];
-  load_weights<T, kSteps>(b, weights, group * kGroup);
+  const SharedTile<T, kTermDepth<T>> tiles{weights};
+  const Factors<T, kSteps> factors(params, table, fragment::b_rows(tiles, group * kGroup, 0),
+                                   params.groups * kGroup * kTermDepth<T>);
 
   // The warps of a group take every warps_a_group-th segment.
   int row = 0, segment = warp_index() >> params.groups_log2;
@@ -317,8 +225,8 @@ __device__ __forceinline__ void run_mma_block(const MmaParams& params) {
     const int first = segment * kSegment;
     const T* window = windows + row * params.stride_h * params.pitch + first * pixel;
     float sums[kTiles][4] = {};
-    multiply_windows<T>(sums, reinterpret_cast<const unsigned char*>(window),
-                        8 * pixel * static_cast<int>(sizeof(T)), terms, b);
+    factors.multiply(sums, reinterpret_cast<const unsigned char*>(window),
+                     8 * pixel * static_cast<int>(sizeof(T)));
     float values[2 * kLaneChannels];
 #pragma unroll
     for (int i = 0; i < 2 * kLaneChannels; ++i) {

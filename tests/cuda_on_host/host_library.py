@@ -47,6 +47,7 @@ def with_types(library: ctypes.CDLL) -> ctypes.CDLL:
     library.fastdw_host_know_buffer.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint64]
     library.fastdw_host_counts.restype = ctypes.c_char_p
     library.fastdw_host_graphs_built.restype = ctypes.c_int64
+    library.fastdw_host_early_launches.restype = ctypes.c_int64
     library.fastdw_host_graph_launches.restype = ctypes.c_int64
     return library
 
@@ -102,6 +103,11 @@ def capturing() -> Iterator[None]:
 def graphs_built() -> int:
     """How many CUDA graphs have been instantiated."""
     return int(load().fastdw_host_graphs_built())
+
+
+def early_launches() -> int:
+    """How many launches, and nodes of graphs, might begin before the one in front had ended."""
+    return int(load().fastdw_host_early_launches())
 
 
 def graph_launches() -> int:

@@ -77,8 +77,9 @@ LaunchList plan_pointwise(const Sizes& sizes, DType dtype, bool tf32, const Devi
   return plan_pointwise_conv(params, device);
 }
 
-LaunchList plan_stem(const Sizes& sizes, DType dtype, const Device& device) {
+LaunchList plan_stem(const Sizes& sizes, DType dtype, bool tf32, const Device& device) {
   StemParams params{};
+  params.tf32 = tf32;
   set_images(params, sizes, dtype);
   set_window(params, sizes);
   params.weight = somewhere();
@@ -119,7 +120,7 @@ LaunchList plan(const std::string& op, const Sizes& sizes, DType dtype, bool tf3
                 const Device& device) {
   if (op == "depthwise_conv") return plan_depthwise(sizes, dtype, device);
   if (op == "pointwise_conv") return plan_pointwise(sizes, dtype, tf32, device);
-  if (op == "stem_conv") return plan_stem(sizes, dtype, device);
+  if (op == "stem_conv") return plan_stem(sizes, dtype, tf32, device);
   if (op == "classifier_head") return plan_head(sizes, dtype, device);
   return plan_block(sizes, dtype, tf32, device);
 }

@@ -122,7 +122,9 @@ def test_fp64_goes_through_aten(op: str) -> None:
     assert launches == []
 
 
-@pytest.mark.parametrize("op", ("pointwise_conv", "separable_block", "inverted_residual"))
+@pytest.mark.parametrize(
+    "op", ("stem_conv", "pointwise_conv", "separable_block", "inverted_residual")
+)
 def test_tf32_follows_the_switch(op: str) -> None:
     case = replace(small(op), channels=32, channels_out=32, residual=False)
     if op == "inverted_residual":
@@ -133,6 +135,43 @@ def test_tf32_follows_the_switch(op: str) -> None:
         rounded = host_library.op(op)(*call)
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.1)  # 10 bits, long sums
+
+
+@pytest.mark.parametrize(
+    "op,variable,value,channels",
+    [
+        ("depthwise_conv", "FASTDW_CUDA_DEPTHWISE", "walk", 8),
+        ("stem_conv", "FASTDW_CUDA_STEM", "fma", 3),
+        ("separable_block", "FASTDW_CUDA_BLOCKS", "fused", 8),
+    ],
+)
+def test_another_kernel_on_request(
+    op: str, variable: str, value: str, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = replace(small(op), channels=channels, channels_out=8)
+    kernels = []
+    for wish in (None, value, "best"):
+        if wish is not None:
+            monkeypatch.setenv(variable, wish)
+        if wish == "best":
+            with pytest.raises(RuntimeError, match=f"{variable}: expected one of fastest"):
+                host_library.op(op)(*schema_call(case, torch.float16))
+            continue
+        with host_library.counted() as launches:
+            check_on_host(case, dtype=torch.float16, roundings=2)
+        kernels.append([launch["kernel"] for launch in launches])
+    assert len(kernels[0]) >= 1 and kernels[0] != kernels[1]
+
+
+def test_early_launches_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = schema_call(small("stem_conv"))
+    before = host_library.early_launches()
+    host_library.op("stem_conv")(*call)
+    early = host_library.early_launches()
+    assert early == before + 1
+    monkeypatch.setenv("FASTDW_CUDA_LAUNCHES", "late")
+    host_library.op("stem_conv")(*call)
+    assert host_library.early_launches() == early
 
 
 @pytest.mark.parametrize("op", OPS)

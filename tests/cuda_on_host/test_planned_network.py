@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -107,6 +108,38 @@ def test_a_graph_follows_what_moves() -> None:
     assert host_library.graphs_built() == before, "a graph is built once, then only changed"
     for x, outputs in zip(inputs, kept, strict=True):
         assert all(map(torch.equal, network(x), outputs))
+
+
+def test_the_environment_changes_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wish has a graph of its own; nodes wait for one another where that is asked for."""
+    network = Network(small_mobilenet())
+    x = torch.randn(1, 3, 48, 40)  # of no other test: nothing is built yet
+    early = host_library.early_launches()
+    first = network.assert_right(x)
+    built = host_library.graphs_built()
+    assert host_library.early_launches() > early
+    early = host_library.early_launches()
+    for variable, value in (("LAUNCHES", "late"), ("DEPTHWISE", "walk"), ("STEM", "fma")):
+        monkeypatch.setenv(f"FASTDW_CUDA_{variable}", value)
+        network.assert_right(x)
+        assert host_library.graphs_built() == built + 1
+        built = host_library.graphs_built()
+    assert host_library.early_launches() == early
+    monkeypatch.undo()
+    assert all(map(torch.equal, network(x), first))
+    assert host_library.graphs_built() == built
+
+
+def test_tf32_reaches_every_step_that_has_it() -> None:
+    """The stem too: without the switch nothing is read by ldmatrix."""
+    network, x = Network(small_mobilenet()), torch.randn(1, 3, 40, 48)
+    for allowed in (False, True):
+        with host_library.tf32() if allowed else nullcontext():
+            network(x)
+            with host_library.counted() as launches:
+                network(x)
+        stem = launches[0]
+        assert any(site["access"] == "matrix" for site in stem["shared"]) == allowed
 
 
 def test_weights_may_change_in_place() -> None:

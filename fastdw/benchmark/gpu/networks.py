@@ -145,13 +145,14 @@ def race(
     precision: str,
     batch: int,
     builders: dict[str, Callable[[Trial], Run]],
+    table: str = "networks",
 ) -> None:
-    """Check and time the builders' networks on the same images."""
+    """Check and time the builders' networks on the same images; their names begin as a layout's."""
     with products_in(precision):
         trial = trial_of(network, precision, bench.device, bench.sizes.distinct)
         batches = rotate(batch, len(trial.images), _batch_bytes(trial, batch), bench.device)
         contenders = [
-            Contender(name, partial(build, trial), layout=LAYOUTS.get(name, torch.channels_last))
+            Contender(name, partial(build, trial), layout=layout_of(name))
             for name, build in builders.items()
         ]
 
@@ -160,9 +161,13 @@ def race(
             return largest_difference(output, truth), trial.allowed
 
         about = {"network": network.label, "batch": batch, "precision": precision}
-        Race(
-            bench, "networks", about, check, lambda ms: {"images_per_second": 1e3 * batch / ms}
-        ).run(contenders, trial.images, batches, ways(bench.device, batch))
+        Race(bench, table, about, check, lambda ms: {"images_per_second": 1e3 * batch / ms}).run(
+            contenders, trial.images, batches, ways(bench.device, batch)
+        )
+
+
+def layout_of(name: str) -> torch.memory_format:
+    return LAYOUTS.get(name.partition(" ")[0], torch.channels_last)
 
 
 def ways(device: Device, batch: int) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -43,7 +43,14 @@ def items(bench: Bench) -> Iterator[Item]:
                     yield Item(key, partial(race, bench, case, precision, batch))
 
 
-def race(bench: Bench, case: OpCase, precision: str, batch: int) -> None:
+def race(
+    bench: Bench,
+    case: OpCase,
+    precision: str,
+    batch: int,
+    table: str = "ops",
+    change: Callable[[list[Contender]], list[Contender]] = list,
+) -> None:
     """Check and time one layer of MobileNet V1 or V2.
 
     Args:
@@ -51,6 +58,8 @@ def race(bench: Bench, case: OpCase, precision: str, batch: int) -> None:
         case: the layer, with as many images as are distinct.
         precision: of the tensors.
         batch: images a call.
+        table: where the rows go.
+        change: makes other contenders of the usual ones.
     """
     with products_in(precision):
         truth = device_truth(case, precision, bench.device.torch_device)
@@ -73,8 +82,8 @@ def race(bench: Bench, case: OpCase, precision: str, batch: int) -> None:
         about = {"op": case.op, "case": case.label, "batch": batch, "precision": precision}
         about |= {"ideal_bytes": ideal, "copy_gb_per_s": copy_rate}
         ways = bench.device.throughput_ways[:1]
-        contenders = contenders_of(case, truth, bench.device.kind)
-        Race(bench, "ops", about, check, derive).run(contenders, images, batches, ways)
+        contenders = change(contenders_of(case, truth, bench.device.kind))
+        Race(bench, table, about, check, derive).run(contenders, images, batches, ways)
 
 
 def contenders_of(case: OpCase, truth: DeviceTruth, kind: str) -> list[Contender]:

@@ -27,6 +27,11 @@ TABLES: dict[str, tuple[str, ...]] = {
         *("ideal_bytes", "gb_per_s", "copy_gb_per_s", "share_of_copy", "error", "allowed"),
         "reason",
     ),
+    "choices": (
+        *(*_ABOUT, "network", "op", "case", "batch", "precision", "provider", "how", "inputs"),
+        *(*_TIMES, "images_per_second", "ideal_bytes", "gb_per_s", "copy_gb_per_s"),
+        *("share_of_copy", "error", "allowed", "reason"),
+    ),
     "sanitizer": (*_ABOUT, "tool", "backend", "status", "errors", "seconds", "reason"),
     "training": (
         *(*_ABOUT, "network", "batch", "precision", "provider", "how", "inputs", *_TIMES),

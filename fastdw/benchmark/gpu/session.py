@@ -54,6 +54,7 @@ SECTIONS = tuple(
         ("triton_cache", 45),
         ("correctness", 135),
         ("networks", 110),
+        ("choices", 75),
         ("compiled", 80),
         ("ops", 90),
         ("sanitizer", 40),

@@ -79,6 +79,7 @@ class Sizes:
 
     Attributes:
         distinct: images that a batch is put together of; the truth is computed for these.
+        choice_batches: of the network whose planner's choices are compared with others.
         op_batches: images a call of one op.
         cases: how many shapes of each op at most.
         rounds, slot_seconds: see `fastdw.benchmark.timing`.
@@ -88,6 +89,7 @@ class Sizes:
     batches: tuple[int, ...] = (1, 32, 256)
     precisions: tuple[str, ...] = ("fp16", "bf16", "tf32", "fp32")
     compiled_batches: tuple[int, ...] = (256, 1)
+    choice_batches: tuple[int, ...] = (1, 32, 4)
     op_batches: tuple[int, ...] = (32, 1)
     training_batch: int = 64
     training_precisions: tuple[str, ...] = ("bf16", "tf32")
@@ -104,6 +106,7 @@ def sizes(settings: Settings) -> Sizes:
             batches=(1, 3),
             precisions=("fp32",),
             compiled_batches=(3,),
+            choice_batches=(3,),
             op_batches=(3,),
             training_batch=2,
             training_precisions=("fp32",),

@@ -34,6 +34,7 @@ def write(settings: Settings) -> str:
         *_sections(tables["sections"]),
         *_verdicts(tables),
         *_times("networks", tables["networks"], ("network", "precision", "batch")),
+        *_times("choices", tables["choices"], ("network", "op", "case", "precision", "batch")),
         *_times("ops", tables["ops"], ("op", "case", "precision", "batch")),
         *_times("training", tables["training"], ("network", "precision", "batch")),
     ]

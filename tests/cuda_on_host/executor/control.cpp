@@ -24,6 +24,7 @@ FASTDW_CONTROL void fastdw_host_set_capturing(int capturing) {
 }
 
 FASTDW_CONTROL int64_t fastdw_host_graphs_built() { return host::graphs_built; }
+FASTDW_CONTROL int64_t fastdw_host_early_launches() { return host::early_launches; }
 
 FASTDW_CONTROL int64_t fastdw_host_graph_launches() { return host::graph_launches; }
 

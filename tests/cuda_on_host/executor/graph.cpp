@@ -9,7 +9,8 @@
 
 using fastdw::host::note_error;
 
-std::atomic<int64_t> fastdw::host::graphs_built{0}, fastdw::host::graph_launches{0};
+std::atomic<int64_t> fastdw::host::graphs_built{0}, fastdw::host::graph_launches{0},
+    fastdw::host::early_launches{0};
 
 struct CUgraphNode_st {
   std::vector<size_t> after;  // places in the graph
@@ -112,7 +113,7 @@ cudaError_t cudaGraphAddMemsetNode(cudaGraphNode_t* node, cudaGraph_t graph,
 }
 
 cudaError_t cudaGraphAddDependencies(cudaGraph_t graph, const cudaGraphNode_t* from,
-                                     const cudaGraphNode_t* to, const cudaGraphEdgeData*,
+                                     const cudaGraphNode_t* to, const cudaGraphEdgeData* edges,
                                      size_t count) {
   const auto is_of = [&](const CUgraphNode_st* node) {
     return node->place < graph->nodes.size() && graph->nodes[node->place].get() == node;
@@ -121,6 +122,7 @@ cudaError_t cudaGraphAddDependencies(cudaGraph_t graph, const cudaGraphNode_t* f
     if (!is_of(from[i]) || !is_of(to[i]))
       return note_error(cudaErrorInvalidValue, "a node of another graph");
     to[i]->after.push_back(from[i]->place);
+    fastdw::host::early_launches += edges[i].type == cudaGraphDependencyTypeProgrammatic;
   }
   return cudaSuccess;
 }

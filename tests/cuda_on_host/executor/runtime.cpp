@@ -237,5 +237,6 @@ cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** a
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
                                 void** arguments) {
+  fastdw::host::early_launches += config->numAttrs > 0;
   return launch(kernel, config->gridDim, config->blockDim, arguments[0], config->dynamicSmemBytes);
 }

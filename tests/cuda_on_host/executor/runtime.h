@@ -26,6 +26,8 @@ extern bool streams_are_capturing;
 
 // How often cudaGraphInstantiate and cudaGraphLaunch succeeded.
 extern std::atomic<int64_t> graphs_built, graph_launches;
+// Launches, and nodes of graphs, that may begin before the one in front has ended.
+extern std::atomic<int64_t> early_launches;
 
 // Remembers an error for cudaGetLastError, with words for cudaGetErrorString.
 cudaError_t note_error(cudaError_t error, const std::string& text = "");

@@ -136,6 +136,27 @@ __forceinline__ float max_or_nan(float a, float b) {
   return a != a ? a : larger;
 }
 
+template <class T>
+__forceinline__ uint32_t clamp_pair(uint32_t pair, uint32_t low, uint32_t high) {
+  T values[2], lows[2], highs[2];
+  std::memcpy(static_cast<void*>(values), &pair, sizeof(pair));
+  std::memcpy(static_cast<void*>(lows), &low, sizeof(low));
+  std::memcpy(static_cast<void*>(highs), &high, sizeof(high));
+  const auto as_float = [](T value) {
+    if constexpr (std::is_same_v<T, __half>) {
+      return __half2float(value);
+    } else {
+      return __bfloat162float(value);
+    }
+  };
+  for (int i = 0; i < 2; ++i) {
+    if (as_float(values[i]) < as_float(lows[i])) values[i] = lows[i];
+    if (as_float(values[i]) > as_float(highs[i])) values[i] = highs[i];
+  }
+  std::memcpy(&pair, static_cast<const void*>(values), sizeof(pair));
+  return pair;
+}
+
 // Blocks run one after the other: what they wrote is there.
 __forceinline__ unsigned arrive(unsigned* counter, host::Place place = host::Place::here()) {
   host::note_global(counter, sizeof(unsigned), true, host::Access::store, place);
