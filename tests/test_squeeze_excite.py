@@ -251,7 +251,7 @@ def test_nothing_is_laid_out_for_cuda() -> None:
     net = network(17, 3, 1, "relu", "sigmoid")
     parsed = parse_program(net.program())
     assert str(parsed) == net.program() and "CPU alone" in (parsed.gpu_refusal or "")
-    with pytest.raises(ValueError, match="planned on the CPU alone: .*gated"):
+    with pytest.raises(ValueError, match="planned on the CPU alone: .*with a gate"):
         packed_layout.to_cuda_layout(net.packed(), net.program(), torch.float16)
     plain = NetworkBuilder()
     plain.outputs = [plain.head(plain.stem("x", 8), 3)]

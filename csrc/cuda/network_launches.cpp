@@ -61,8 +61,6 @@ int NetworkLaunches::readers(int value) const {
 // nothing else reads what lies between them.
 void NetworkLaunches::add_steps() {
   for (const ProgramStep& program_step : program_.steps) {
-    FASTDW_CHECK(!is_for_cpu_alone(program_step), program_step.where,
-                 ": squeeze-excite and an activation after a linear layer have no CUDA kernel");
     Step next{program_step};
     Step* last = steps_.empty() ? nullptr : &steps_.back();
     const bool reads_last = last != nullptr && program_step.input == last->step.output &&

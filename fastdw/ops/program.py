@@ -217,16 +217,12 @@ class Program:
     @property
     def gpu_refusal(self) -> str | None:
         """Why no GPU runs the program; None: it may."""
-        names = {
-            "an activated classifier_head"
-            if step.op == "classifier_head"
-            else "a gated pointwise_conv"
-            if step.gate != "-"
-            else step.op
+        ops = {
+            step.op + (" with a gate" if step.gate != "-" else "")
             for step in self.steps
             if step.is_for_cpu_alone
         }
-        return f"planned on the CPU alone: {', '.join(sorted(names))}" if names else None
+        return f"planned on the CPU alone: {', '.join(sorted(ops))}" if ops else None
 
     def __str__(self) -> str:
         head = (

@@ -57,7 +57,7 @@ def test_what_is_refused() -> None:
         OP(torch.randn(1, 3, 32, 32), net.packed(), net.program())
     assert "channels_out=11 " in program
     activated = program.replace("channels_out=11 ", "channels_out=11 activation=sigmoid ")
-    with pytest.raises(RuntimeError, match="squeeze-excite .* on the CPU alone"):
+    with pytest.raises(RuntimeError, match="on the CPU alone: classifier_head"):
         OP(torch.randn(1, 3, 32, 32), packed, activated)
     with pytest.raises(ValueError, match="x: expected 3 channels"):
         OP(torch.randn(1, 4, 32, 32), packed, program)
