@@ -157,20 +157,27 @@ class Planner {
     return copy;
   }
 
+  // Over all input channels: a stem, or any other dense one.
+  template <class Params>
+  Params convolution_of(const ProgramStep& step, const Sampling& sampling) {
+    const PlanValue &input = value(step.input), &output = value(step.output);
+    plan_->multiply_adds += static_cast<double>(output.floats) * step.shape.kernel_h *
+                            step.shape.kernel_w * input.channels;
+    Params params{};
+    fill_images(params, input, output, sampling);
+    params.channels_in = input.channels;
+    params.channels_out = output.channels;
+    params.activation = step.activation;
+    return params;
+  }
+
   StepParams params_of(const ProgramStep& step, const Sampling& sampling) {
     const PlanValue &input = value(step.input), &output = value(step.output);
     const BlobShape& shape = step.shape;
     const double results = output.floats, taps = shape.kernel_h * shape.kernel_w;
     switch (step.kind) {
-      case StepKind::stem_conv: {
-        plan_->multiply_adds += results * taps * input.channels;
-        StemParams params{};
-        fill_images(params, input, output, sampling);
-        params.channels_in = input.channels;
-        params.channels_out = output.channels;
-        params.activation = step.activation;
-        return params;
-      }
+      case StepKind::stem_conv: return convolution_of<StemParams>(step, sampling);
+      case StepKind::dense_conv: return convolution_of<DenseConvParams>(step, sampling);
       case StepKind::depthwise_conv: {
         plan_->multiply_adds += results * taps;
         DepthwiseParams params{};
@@ -189,15 +196,6 @@ class Planner {
         params.activation = step.activation;
         params.has_gate = step.gate != kNoValue;
         if (step.bias != kNoValue) params.bias_image = output.channels;
-        return params;
-      }
-      case StepKind::dense_conv: {
-        plan_->multiply_adds += results * taps * input.channels;
-        DenseConvParams params{};
-        fill_images(params, input, output, sampling);
-        params.channels_in = input.channels;
-        params.channels_out = output.channels;
-        params.activation = step.activation;
         return params;
       }
       case StepKind::resize: {
@@ -345,9 +343,9 @@ class Planner {
     }
     for (size_t index = 0; index < plan_->values.size(); ++index) {
       PlanValue& placed = value(static_cast<int>(index));
-      const PlanValue& whole = value(whole_of(*plan_, static_cast<int>(index)));
-      placed.place = whole.place;
-      placed.layout = layout_of(whole_of(*plan_, static_cast<int>(index)));
+      const int whole = whole_of(*plan_, static_cast<int>(index));
+      placed.place = value(whole).place;
+      placed.layout = layout_of(whole);
       placed.first_of_whole *= placed.layout.block;
       if (placed.place != PlanValue::Place::batch) continue;
       placed.offset = plan_->batch_floats;

@@ -76,7 +76,7 @@ struct NetworkPlan {
   std::vector<PlanValue> values;
   std::vector<PlanStep> image_steps;  // one image does not need another
   std::vector<PlanRound> image_rounds;
-  std::vector<PlanStep> batch_steps;  // linear layers that give no gate, after all images
+  std::vector<PlanStep> batch_steps;  // linear layers that no image's step reads, after all
   std::vector<int> outputs;
   int64_t text_steps;
   int64_t arena_floats = 0;  // per image

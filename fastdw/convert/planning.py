@@ -19,7 +19,7 @@ from fastdw.convert.report import Reason, Report, Row
 from fastdw.convert.rewrite import convert, revert
 from fastdw.convert.shape_run import input_size_of
 from fastdw.nn.fused_module import has_hooks
-from fastdw.plan.network import PlannedNetwork, check_device, gpu_reason, placement, share_state
+from fastdw.plan.network import PlannedNetwork, gpu_reason, placement, share_state
 from fastdw.plan.packed_layout import DTYPES as CUDA_DTYPES
 from fastdw.plan.record import NotPlannable, record
 
@@ -227,9 +227,7 @@ def _network(
     report.planned = False
     try:
         _check_plannable(fast, backend)
-        recording = record(fast)
-        check_device(recording, placement(fast)[0])
-        network = PlannedNetwork(fast, recording, keep_weights, backend)
+        network = PlannedNetwork(fast, record(fast), keep_weights, backend)
     except NotPlannable as reason:
         report.plan_reason = str(reason)
         _lay_out(fast, torch.channels_last)

@@ -31,12 +31,18 @@ PRODUCTS: tuple[Any, ...] = (operator.mul, torch.mul, "mul", *PRODUCTS_IN_PLACE)
 DROPOUTS: tuple[Any, ...] = (F.dropout, F.dropout2d, F.alpha_dropout, torch.dropout)
 MEANS: tuple[Any, ...] = (torch.mean, "mean")
 FLATTENINGS: tuple[Any, ...] = (torch.flatten, "flatten")
+CONCATENATIONS: tuple[Any, ...] = (torch.cat, torch.concat, torch.concatenate)
 
 SETTINGS: dict[Any, set[str]] = {
     **dict.fromkeys(ACTIVATION_FUNCTIONS, {"inplace"}),
     **dict.fromkeys(DROPOUTS, {"p", "training", "inplace"}),
     **dict.fromkeys(MEANS, {"dim", "keepdim"}),
     **dict.fromkeys(FLATTENINGS, {"start_dim", "end_dim"}),
+    **dict.fromkeys(CONCATENATIONS, {"dim"}),
+    F.interpolate: {
+        *("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor"),
+        "antialias",
+    },
 }
 """Keyword arguments that functions may come with; with any other they are refused."""
 

@@ -14,23 +14,12 @@ from torch import Tensor, fx, nn
 from fastdw.nn.fused_module import ConvUnit, FusedModule, NotFusable
 from fastdw.nn.units import Unit, check_units
 from fastdw.ops.program import Step
+from fastdw.plan.calls import CONCATENATIONS
 from fastdw.plan.steps import PlanStep, step_of
 from fastdw.plan.values import NotPlannable, Value
 
 CHANNEL_BLOCK = 16
-POOLED = ("pooled", "pooled input", "pixel")
-CONCATENATIONS: tuple[Any, ...] = (torch.cat, torch.concat, torch.concatenate)
 ADDITIONS: tuple[Any, ...] = (operator.add, torch.add)
-
-SETTINGS: dict[Any, set[str]] = {
-    **dict.fromkeys(CONCATENATIONS, {"dim"}),
-    F.interpolate: {
-        *("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor"),
-        "antialias",
-    },
-}
-"""Keyword arguments that the functions may come with."""
-
 UPSAMPLINGS: tuple[type, ...] = (nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d)
 
 

@@ -120,9 +120,9 @@ class PlannedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.backend = backend
-        packed, self.program = pack(recording)
         device, dtype = placement(model)
         check_device(recording, device)
+        packed, self.program = pack(recording)
         self.structure: pytree.TreeSpec = recording.structure
         self._returns_tensor = self.structure.is_leaf()
         self.places = recording.places

@@ -29,14 +29,13 @@ from fastdw.plan.calls import (
     MEANS,
     PRODUCTS,
     PRODUCTS_IN_PLACE,
+    SETTINGS,
     argument,
     flattens_after_batch,
     size_kind,
     target_name,
 )
-from fastdw.plan.calls import SETTINGS as CALL_SETTINGS
-from fastdw.plan.joins import POOLED, UPSAMPLINGS, Joins, dense_units
-from fastdw.plan.joins import SETTINGS as JOIN_SETTINGS
+from fastdw.plan.joins import UPSAMPLINGS, Joins, dense_units
 from fastdw.plan.steps import PlanStep, activate, add_into, merge_blocks, step_of
 from fastdw.plan.trace import NotTraceable, Traced, trace_forward
 from fastdw.plan.values import NotPlannable, Value
@@ -81,11 +80,11 @@ POOLING: dict[type, Callable[[nn.Module], Pooling | None]] = {
 LINEAR_TYPES: set[type] = {nn.Linear}
 """Exact classes that compute what `nn.Linear` does."""
 
+POOLED = ("pooled", "pooled input", "pixel")
+"""Kinds of values [N, C, 1, 1], on which a 1x1 convolution is a linear layer."""
+
 FLATTENED = ("pooled", "pixel", "flat", "vector")
 """Kinds of values that may be viewed as [N, C]."""
-
-SETTINGS = CALL_SETTINGS | JOIN_SETTINGS
-"""Keyword arguments that functions may come with; with any other they are refused."""
 
 READS_MORE = {"pointwise_conv": ["gated"], "classifier_head": ["flat", "vector"]}
 """Kinds of values besides maps that a step can read."""
