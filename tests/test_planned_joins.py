@@ -148,6 +148,49 @@ def test_joins(isa: str, outputs: list[int], batch: int, threads: Threads) -> No
         assert all(torch.equal(a, b) for a, b in zip(found, first, strict=True))
 
 
+def part_read_after_its_whole() -> NetworkBuilder:
+    net = NetworkBuilder(16)
+    part = net.depthwise("x", multiplier=2)
+    whole = net.concat(part, net.pointwise(part, 16))
+    later = net.dense(net.dense(whole, 48), 48)  # as large as the whole: would take its place
+    net.outputs = [net.pointwise(later, 32, residual=part)]
+    return net
+
+
+def stem_as_part() -> NetworkBuilder:
+    net = NetworkBuilder()
+    part = net.stem("x", 16)
+    net.outputs = [net.pointwise(net.concat(part, net.depthwise(part)), 24)]
+    return net
+
+
+def pooled_part() -> NetworkBuilder:
+    net = NetworkBuilder(16)
+    first = net.pointwise("x", 32)
+    part = net.depthwise(first)
+    whole = net.concat(first, part)
+    net.outputs = [net.pointwise(whole, 24), net.head(net.pool(part), 9)]
+    return net
+
+
+def linear_layer_at_every_pixel() -> NetworkBuilder:
+    net = NetworkBuilder(16)
+    vector = net.head(net.pool("x"), 20, act="relu")
+    net.outputs = [net.pointwise(net.resize(vector, "bilinear", like="x"), 24)]
+    return net
+
+
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize(
+    "build",
+    [part_read_after_its_whole, stem_as_part, pooled_part, linear_layer_at_every_pixel],
+)
+def test_what_others_read_too(build: Callable[[], NetworkBuilder], isa: str) -> None:
+    net = build()
+    x = torch.randn(2, net.channels["x"], 13, 10)
+    assert_near(planned_network(x, net.packed(), net.program()), net.expected(x))
+
+
 @pytest.mark.parametrize("at_end", [False, True])
 def test_no_byte_beyond_a_buffer_is_touched(isa: str, at_end: bool) -> None:
     networks = [dense_network(i, o, window, "relu") for i, o, _, window in DENSE]
