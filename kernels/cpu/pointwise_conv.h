@@ -17,9 +17,24 @@ FASTDW_INLINE int64_t stretch_pixels(const PointwiseParams& params) {
   return larger(1, smaller(tiles, ceil_div(params.pixels, kTileRows))) * kTileRows;
 }
 
-int64_t pointwise_conv_scratch(const PointwiseParams& params) {
+int64_t stretch_floats(const PointwiseParams& params) {
   if (params.x_layout.is_blocked() && !params.has_gate) return 0;
   return channel_blocks(params.channels_in) * kChannelBlock * stretch_pixels(params);
+}
+
+int64_t pointwise_conv_scratch(const PointwiseParams& params) {
+  const int64_t bias = params.bias_image != 0 ? channel_blocks(params.channels_out) : 0;
+  return stretch_floats(params) + bias * kChannelBlock;
+}
+
+// The bias of an image. The product reads whole blocks, and a value of the plan ends with its last
+// channel: it is copied into `blocks`.
+const float* bias_of(const PointwiseParams& params, int64_t image, float* blocks) {
+  if (params.bias_image == 0) return params.weights.bias;
+  const float* bias = params.weights.bias + image * params.bias_image;
+  for (int64_t channel = 0; channel < params.channels_out; ++channel)
+    blocks[channel] = bias[channel];
+  return blocks;
 }
 
 // block_pixels() of x times the gates of its channels.
@@ -52,6 +67,7 @@ struct PointwisePart {
 void pointwise_part(const PointwiseParams& params, const PointwisePart& part, float* scratch) {
   const Layout &from = params.x_layout, &to = params.y_layout, &added = params.residual_layout;
   const int64_t stretch = stretch_pixels(params);
+  const float* bias = bias_of(params, part.image, scratch + stretch_floats(params));
   for (int64_t pixel = part.first_pixel; pixel < part.last_pixel; pixel += stretch) {
     const int64_t pixels = smaller(stretch, part.last_pixel - pixel);
     const float* x = params.x + part.image * from.image + pixel * from.pixel;
@@ -68,7 +84,7 @@ void pointwise_part(const PointwiseParams& params, const PointwisePart& part, fl
     else if (!from.is_blocked())
       block_pixels(x, from, pixels, params.channels_in, scratch, call.a_block);
     call.weights = params.weights;
-    call.weights.bias += part.image * params.bias_image;
+    call.weights.bias = bias;
     call.depth = params.channels_in;
     call.channels_out = params.channels_out;
     call.first_block = part.first_block;
@@ -106,7 +122,7 @@ void describe_pointwise_conv(const PointwiseParams& params, int64_t, int64_t,
   notes.add(notes.to, "stretch_pixels", stretch_pixels(params));
   notes.add(notes.to, "tile_pixels", kTileRows);
   notes.add(notes.to, "tile_channels", kTileBlocks * kChannelBlock);
-  notes.add(notes.to, "input_floats", pointwise_conv_scratch(params));
+  notes.add(notes.to, "input_floats", stretch_floats(params));
 }
 
 }  // namespace

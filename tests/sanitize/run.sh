@@ -13,6 +13,7 @@ if [ ${#tests[@]} -eq 0 ]; then
         test=tests/test_$(basename "$op" .cpp).py
         if [ -f "$test" ]; then tests+=("$test"); fi
     done
+    tests+=(tests/test_planned_joins.py tests/test_squeeze_excite.py)
 fi
 
 CXX=${CXX:-g++}
