@@ -76,20 +76,22 @@ struct DenseTiles {
   bool prefetch;
 };
 
-template <int Rows, int Blocks, bool Prefetch>
-FASTDW_INLINE void add_taps(const DenseTiles& tiles, const float* a_tile,
+template <int Rows, int Blocks>
+FASTDW_INLINE void add_taps(const DenseTiles& tiles, const float* a_tile, bool prefetch,
                             Vec (&sum)[Rows][Blocks * kChannelBlock / Vec::lanes]) {
   GemmTiles product{};
   product.a_block = tiles.a_block;
   product.depth = tiles.depth;
   product.b_panel = tiles.b_panel;
+  product.ahead_lines = prefetch ? kChannelBlock : 0;
   for (int64_t i = 0; i < tiles.tap_rows; ++i) {
     int64_t phase = tiles.first_phase, place = 0;
     const float* row = a_tile + i * tiles.a_tap_row;
     for (int64_t j = 0; j < tiles.tap_columns; ++j) {
       product.b = tiles.b + i * tiles.b_tap_row + j * tiles.b_tap;
       const int64_t shift = (phase - tiles.first_phase) * tiles.phase_floats;
-      multiply_add<Rows, Blocks, Prefetch>(product, row + shift + place * kChannelBlock, sum);
+      multiply_add<Rows, Blocks>(product, row + shift + place * kChannelBlock,
+                                 product.b + kAheadFloats, sum);
       phase += tiles.dilation;
       for (; phase >= tiles.phases; phase -= tiles.phases) ++place;
     }
@@ -121,8 +123,7 @@ __attribute__((noinline)) void dense_tiles(const DenseTiles& tiles) {
           sum[row][v] = count > 0 ? Vec::load(c + at(v) + row * c_pixel, count) : Vec::fill(0.0f);
       }
     }
-    if (tiles.prefetch && tile == 0) add_taps<Rows, Blocks, true>(tiles, a_tile, sum);
-    else add_taps<Rows, Blocks, false>(tiles, a_tile, sum);
+    add_taps<Rows, Blocks>(tiles, a_tile, tiles.prefetch && tile == 0, sum);
     FASTDW_UNROLL for (int v = 0; v < vectors; ++v) {
       const int64_t count = valid(v);
       if (count >= Vec::lanes) {

@@ -11,9 +11,10 @@
 namespace fastdw {
 namespace {
 
-// How far beyond the weights in use to prefetch: weights are packed in the order of execution, so
-// that the next layer's come in too. Farther is slower: requests for L3 hold the L1 fill buffers.
-constexpr int64_t kAheadBytes = 64 << 10;
+// How far beyond the weights in use to prefetch, at least: weights are packed in the order of
+// execution, so that the next layer's come in too. All tiles of a panel ask for an equal part: asked
+// for at once, what comes from L3 holds the L1 fill buffers, and the products wait.
+constexpr int64_t kAheadFloats = (64 << 10) / sizeof(float);
 
 // Tiles of the same number of pixels, one after the other, of the same panels.
 struct GemmTiles {
@@ -31,25 +32,30 @@ struct GemmTiles {
   Clamp bounds;
   Activation smooth;  // applied to each tile: hardswish or silu, or none
   int64_t count;
-  bool prefetch;  // no tile has met these panels yet
+  const float* ahead;   // what the first tile prefetches of the panels to come
+  int64_t ahead_lines;  // cache lines of each of them for which 16 steps of k ask
+
+  int64_t ahead_floats() const {  // for which a tile asks
+    return channel_blocks(depth) * ahead_lines * kChannelBlock;
+  }
 };
 
 // a[pixel][k] * b[k][o] for `depth` values of k, added to sum.
-template <int Rows, int Blocks, bool Prefetch>
-FASTDW_INLINE void multiply_add(const GemmTiles& tiles, const float* a_tile,
+template <int Rows, int Blocks>
+FASTDW_INLINE void multiply_add(const GemmTiles& tiles, const float* a_tile, const float* ahead,
                                 Vec (&sum)[Rows][Blocks * kChannelBlock / Vec::lanes]) {
   constexpr int per_block = kChannelBlock / Vec::lanes;
   constexpr int vectors = Blocks * per_block;
   const float* b = tiles.b;
   const int64_t b_panel = tiles.b_panel;
   for (int64_t left = tiles.depth; left > 0; left -= kChannelBlock, a_tile += tiles.a_block) {
+    for (int64_t line = 0; line < tiles.ahead_lines; ++line, ahead += kChannelBlock)
+      FASTDW_UNROLL for (int block = 0; block < Blocks; ++block)
+        prefetch_to_l2(reinterpret_cast<const char*>(ahead + block * b_panel));
     const float* a = a_tile;
     const float* a_end = a + smaller(left, kChannelBlock);
     // Twice unrolled: the loop's own instructions compete with the FMAs for ports 0 and 5.
     _Pragma("GCC unroll 2") for (; a != a_end; ++a) {
-      if constexpr (Prefetch)
-        FASTDW_UNROLL for (int block = 0; block < Blocks; ++block)
-          prefetch_to_l2(reinterpret_cast<const char*>(b + block * b_panel) + kAheadBytes);
       Vec weight[vectors];
       FASTDW_UNROLL for (int v = 0; v < vectors; ++v)
         weight[v] = Vec::load(b + v / per_block * b_panel + v % per_block * Vec::lanes);
@@ -78,6 +84,7 @@ __attribute__((noinline)) void gemm_tiles(const GemmTiles& tiles) {
 
   const float* a_tile = tiles.a;
   const float* residual = tiles.residual;
+  const float* ahead = tiles.ahead;
   float* c = tiles.c;
   for (int64_t left_tiles = tiles.count; left_tiles > 0; --left_tiles) {
     Vec sum[Rows][vectors];
@@ -101,11 +108,8 @@ __attribute__((noinline)) void gemm_tiles(const GemmTiles& tiles) {
       residual += Rows * pixel;
     }
 
-    // Every tile meets the panels; the first one also asks for those to come.
-    if (tiles.prefetch && left_tiles == tiles.count)
-      multiply_add<Rows, Blocks, true>(tiles, a_tile, sum);
-    else
-      multiply_add<Rows, Blocks, false>(tiles, a_tile, sum);
+    multiply_add<Rows, Blocks>(tiles, a_tile, ahead, sum);
+    ahead += tiles.ahead_floats();
 
     if (tiles.smooth == Activation::hardswish)
       FASTDW_UNROLL for (int v = 0; v < vectors; ++v)
@@ -194,14 +198,15 @@ void gemm(const Gemm& call) {
     tiles.residual_pixel = call.residual_pixel;
     tiles.residual_block = call.residual_block;
     tiles.channels = smaller(blocks * kChannelBlock, call.channels_out - block * kChannelBlock);
-    tiles.prefetch = true;
+    tiles.ahead = tiles.b + larger(kAheadFloats, blocks * b_panel);
+    tiles.ahead_lines = ceil_div(kChannelBlock, count);
     tiles.bounds = clamp_of(in_registers ? call.activation : Activation::none);
     tiles.smooth = in_tiles ? call.activation : Activation::none;
     auto run = [&](int64_t rows, int64_t times) {
       if (times == 0) return;
       tiles.count = times;
       (blocks == kTileBlocks ? gemm_tiles_of<kTileBlocks>(rows) : gemm_tiles_of<1>(rows))(tiles);
-      tiles.prefetch = false;
+      tiles.ahead += times * tiles.ahead_floats();
       tiles.a += rows * times * kChannelBlock;
       tiles.c += rows * times * call.c_pixel;
       if (tiles.residual != nullptr) tiles.residual += rows * times * call.residual_pixel;
