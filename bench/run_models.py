@@ -13,6 +13,8 @@ NETWORKS = (
     ("torchvision:mobilenet_v2", 224, (1, 8, 32)),
     ("fastdw:mobilenet_v1", 224, (1, 8, 32)),
     ("timm:mobilenetv2_035", 96, (1,)),
+    ("torchvision:mobilenet_v3_large", 224, (1,)),
+    ("torchvision:efficientnet_b0", 224, (1,)),
 )
 
 

@@ -53,8 +53,13 @@ def run_layer(layer: dict[str, Any], own: dict[str, Tensor], x: Tensor, *inputs:
         return F.batch_norm(inputs[0], *statistics, eps=layer["eps"])
     if kind == "clamp":
         return inputs[0].clamp(layer["low"], layer["high"])
+    if kind == "activation":
+        functions = {"hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "silu": F.silu}
+        return {**functions, "sigmoid": torch.sigmoid}[layer["function"]](inputs[0])
     if kind == "add":
         return inputs[0] + inputs[1]
+    if kind == "multiply":
+        return inputs[0] * inputs[1]
     if kind == "pad":
         return F.pad(inputs[0], layer["sides"])
     if kind == "global_pool":
@@ -74,14 +79,29 @@ class MeanHead(nn.Module):
         return F.relu(self.norm(self.conv(x))).mean((-1, -2))
 
 
+class Gated(nn.Module):
+    """A squeeze-excite: each channel times a gate that the channels' means decide."""
+
+    def __init__(self, activation: nn.Module, gate: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.activation, self.gate = activation, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.activation(self.norm(self.conv(x)))
+        return self.gate(F.adaptive_avg_pool2d(y, 1)) * y
+
+
 @pytest.mark.parametrize(
     "model",
     [
         models.mobilenet_v1(0.25, 7, padding="same"),
         models.mobilenet_v2(0.35, 7, output_stride=16),
         MeanHead(),
+        Gated(nn.Hardswish(inplace=True), nn.Hardsigmoid(inplace=True)),
+        Gated(nn.SiLU(), nn.Sigmoid()),
     ],
-    ids=["v1", "v2", "mean head"],
+    ids=["v1", "v2", "mean head", "V3's gates", "EfficientNet's gates"],
 )
 def test_the_list_says_what_the_network_does(model: nn.Module) -> None:
     torch.manual_seed(1)
@@ -98,7 +118,7 @@ def test_the_list_says_what_the_network_does(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     "module,message",
     [
-        (nn.Sigmoid(), "no layer for aten.sigmoid.default"),
+        (nn.Tanh(), "no layer for aten.tanh.default"),
         (nn.AdaptiveAvgPool2d(2), "a pool to"),
         (nn.Flatten(), "a flatten of more than channels"),
         (nn.BatchNorm2d(3, track_running_stats=False), "a batch norm in training mode"),
@@ -124,13 +144,19 @@ class Odd(nn.Module):
             "add": lambda: x + 1,
             "scaled": lambda: torch.add(x, x * 1, alpha=2),
             "broadcast": lambda: x.relu() + x.relu().mean((2, 3), keepdim=True),
+            "square": lambda: (lambda mean: mean * mean)(x.mean((2, 3), keepdim=True)),
+            "images": lambda: x.relu() * x.sigmoid(),
+            "tripled": lambda: x * 3,
             "rows": lambda: x.mean((2,)),
             "computed": lambda: F.conv2d(x, torch.relu(self.weight)),
             "two": lambda: (x.relu(), x.relu()),
         }[self.kind]()
 
 
-@pytest.mark.parametrize("kind", ["add", "scaled", "broadcast", "rows", "computed", "two"])
+@pytest.mark.parametrize(
+    "kind",
+    "add scaled broadcast square images tripled rows computed two".split(),
+)
 def test_odd_uses_of_known_operations_are_refused(kind: str) -> None:
     with pytest.raises(NotListable):
         list_layers(Odd(kind), X)

@@ -89,6 +89,21 @@ def _clamp(layer: dict[str, Any], weights: Weights, x: Any) -> Any:
     return keras.layers.ReLU(max_value=layer["high"])(x)
 
 
+def _activation(layer: dict[str, Any], weights: Weights, x: Any) -> Any:
+    """As Keras' own MobileNet V3 and EfficientNet spell them: the converter knows these forms."""
+
+    def hardsigmoid() -> Any:
+        return keras.layers.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)
+
+    functions = {
+        "hardsigmoid": hardsigmoid,
+        "hardswish": lambda: keras.layers.Multiply()([x, hardsigmoid()]),
+        "silu": lambda: keras.layers.Activation("silu")(x),
+        "sigmoid": lambda: keras.layers.Activation("sigmoid")(x),
+    }
+    return functions[layer["function"]]()
+
+
 def _pad(layer: dict[str, Any], weights: Weights, x: Any) -> Any:
     left, right, top, bottom = layer["sides"]
     return keras.layers.ZeroPadding2D(((top, bottom), (left, right)))(x)
@@ -111,7 +126,9 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "conv": _conv,
     "batch_norm": _batch_norm,
     "clamp": _clamp,
+    "activation": _activation,
     "add": lambda layer, weights, x, y: keras.layers.Add()([x, y]),
+    "multiply": lambda layer, weights, x, y: keras.layers.Multiply()([x, y]),
     "pad": _pad,
     "global_pool": _global_pool,
     "flatten": lambda layer, weights, x: keras.layers.Flatten()(x),

@@ -130,6 +130,16 @@ def _add(read: _Reader) -> Layer:
     return {"kind": "add"}
 
 
+def _multiply(read: _Reader) -> Layer:
+    if len(read.shapes) != 2 or (1, 1) not in {shape[2:] for shape in read.shapes}:
+        raise NotListable("a product of other than an image and a factor for each channel")
+    return {"kind": "multiply"}
+
+
+def _activation(function: str) -> Callable[[_Reader], Layer]:
+    return lambda read: {"kind": "activation", "function": function}
+
+
 def _adaptive_pool(read: _Reader) -> Layer:
     if _pair(read["output_size"]) != [1, 1]:
         raise NotListable(f"a pool to {read['output_size']}")
@@ -181,6 +191,16 @@ _READERS: dict[Any, Callable[[_Reader], Layer]] = {
     _ATEN.relu6_: _clamp(0, 6),
     _ATEN.hardtanh: _clamp("min_val", "max_val"),
     _ATEN.hardtanh_: _clamp("min_val", "max_val"),
+    _ATEN.hardswish: _activation("hardswish"),
+    _ATEN.hardswish_: _activation("hardswish"),
+    _ATEN.hardsigmoid: _activation("hardsigmoid"),
+    _ATEN.hardsigmoid_: _activation("hardsigmoid"),
+    _ATEN.silu: _activation("silu"),
+    _ATEN.silu_: _activation("silu"),
+    _ATEN.sigmoid: _activation("sigmoid"),
+    _ATEN.sigmoid_: _activation("sigmoid"),
+    _ATEN.mul: _multiply,
+    _ATEN.mul_: _multiply,
     _ATEN.add: _add,
     _ATEN.add_: _add,
     _ATEN.adaptive_avg_pool2d: _adaptive_pool,
