@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nn_checks import fused_ops, randomize
+from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
 import fastdw
@@ -122,6 +123,13 @@ def test_one_plan_with_the_same_answer(name: str) -> None:
     again = fastdw.optimize(built(MODELS[name]()), torch.randn(1, 3, 64, 64))
     again.load_state_dict(fast.state_dict())
     assert torch.equal(again(x), fast(x))
+
+
+def test_a_norm_that_ends_in_another_layer_is_not_planned() -> None:
+    layer = ConvNormAct(3, 8, 3, act_layer=nn.GELU)
+    model = built(nn.Sequential(layer, ConvNormAct(8, 8, 1)))
+    report = fastdw.optimize(model, torch.randn(1, 3, 20, 20)).report
+    assert report.plan_reason == "0.bn: BatchNormAct2d has no step"
 
 
 def test_the_pooled_part_is_multiplied_once_an_image() -> None:

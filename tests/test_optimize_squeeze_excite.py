@@ -1,5 +1,5 @@
-"""Networks with squeeze-excite, planned as a whole: the models that people have, and somebody's
-own."""
+"""Networks with squeeze-excite, or by timm, planned as a whole: the models that people have, and
+somebody's own."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ WHOLE: dict[str, Row] = {
     "timm:mobilenetv3_large_100": TIMM["mobilenetv3_large_100"],
     "timm:tf_mobilenetv3_large_100": TIMM["tf_mobilenetv3_large_100"],
     "timm:lcnet_100": TIMM["lcnet_100"],
+    "timm:mobilenetv4_conv_small": TIMM["mobilenetv4_conv_small"],  # norms that end in ReLU
     "timm:v3_features_stride_16": TIMM_SETTINGS["v3_features_stride_16"],
     "timm:lcnet_features_silu": TIMM_SETTINGS["lcnet_features_silu"],
 }

@@ -29,7 +29,7 @@ from fastdw.convert.rules import (
     check_untouched,
 )
 from fastdw.convert.siblings import SIBLINGS, FusedSibling, Passed
-from fastdw.plan.record import INERT_TYPES, LINEAR_TYPES, POOLING, Pooling
+from fastdw.plan.record import INERT_TYPES, LINEAR_TYPES, NORMS, POOLING, Pooling
 
 
 class FusedConv2dSame(FusedSibling, Conv2dSame):
@@ -153,7 +153,7 @@ def _check_drop_path(module: nn.Module) -> None:
     check_untouched(drop_path)
 
 
-def _norm_tail(norm: nn.Module) -> Iterable[nn.Module]:
+def _norm_tail(norm: nn.Module) -> tuple[nn.Module, ...]:
     return (cast(nn.Module, norm.drop), cast(nn.Module, norm.act))
 
 
@@ -161,7 +161,7 @@ def register() -> None:
     """Add timm's classes to the tables."""
     CONV_PADDING[Conv2dSame] = "same"
     NORM_TYPES.add(BatchNormAct2d)
-    NORM_TAIL[BatchNormAct2d] = _norm_tail
+    NORM_TAIL[BatchNormAct2d] = NORMS[BatchNormAct2d] = _norm_tail
     NAMED_LAYERS[SyncBatchNormAct] = Reason.SYNC_BATCH_NORM
     SIBLINGS.update({Conv2dSame: FusedConv2dSame, BatchNormAct2d: PassedBatchNormAct2d})
     for fused in (

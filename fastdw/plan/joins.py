@@ -15,7 +15,7 @@ from fastdw.nn.fused_module import ConvUnit, FusedModule, NotFusable
 from fastdw.nn.units import Unit, check_units
 from fastdw.ops.program import Step
 from fastdw.plan.calls import CONCATENATIONS
-from fastdw.plan.steps import PlanStep, step_of
+from fastdw.plan.steps import PlanStep, activate, step_of
 from fastdw.plan.values import NotPlannable, Value
 
 CHANNEL_BLOCK = 16
@@ -220,8 +220,11 @@ class Joins:
         self.steps.append(planned)
         return Value(planned.step.output, "map", node)
 
-    def _normalize(self, node: fx.Node, source: Value, norm: nn.Module) -> bool:
-        """Fold a batch norm into the convolution before it; False if it cannot be."""
+    def _normalize(
+        self, node: fx.Node, source: Value, norm: nn.Module, tail: Sequence[str | None]
+    ) -> bool:
+        """Fold a batch norm and the activations after it into the convolution before it; False if
+        it cannot be."""
         index = self._only_reader(node, source)
         if index is None or source.kind not in ("map", "pixel"):
             return False
@@ -233,10 +236,15 @@ class Joins:
             return False
         normed = replace(unit, bn=norm)
         try:
-            check_units("dense_conv", (normed,))
+            check_units("dense_conv", (normed,), norm_types=(type(norm),))
         except NotFusable:
             return False
-        self.steps[index] = replace(planned, units=(normed,))
+        done: PlanStep | None = replace(planned, units=(normed,))
+        for activation in tail:
+            done = activate(done, activation) if done and activation else None
+        if done is None:
+            return False
+        self.steps[index] = done
         self.values[node] = replace(source, node=node)
         return True
 

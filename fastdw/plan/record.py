@@ -7,7 +7,7 @@ additions are folded into the step before them, and neighbouring steps are merge
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,6 +80,9 @@ POOLING: dict[type, Callable[[nn.Module], Pooling | None]] = {
 LINEAR_TYPES: set[type] = {nn.Linear}
 """Exact classes that compute what `nn.Linear` does."""
 
+NORMS: dict[type, Callable[[nn.Module], Sequence[nn.Module]]] = {nn.BatchNorm2d: lambda norm: ()}
+"""Exact classes that compute what `nn.BatchNorm2d` does, and after it what these layers do."""
+
 POOLED = ("pooled", "pooled input", "pixel")
 """Kinds of values [N, C, 1, 1], on which a 1x1 convolution is a linear layer."""
 
@@ -108,7 +111,7 @@ def record(model: nn.Module) -> Recording:
 
 def _is_leaf(module: nn.Module) -> bool:
     kind = type(module)
-    if isinstance(module, FusedModule) or kind in INERT_TYPES | LINEAR_TYPES:
+    if isinstance(module, FusedModule) or kind in INERT_TYPES | LINEAR_TYPES | NORMS.keys():
         return True
     if kind in POOLING and POOLING[kind](module) is not None:
         return True
@@ -200,7 +203,7 @@ class _Recorder(Joins):
                     raise NotPlannable(f"{name}: {error}") from error
                 pattern = "dense_conv"
             self._step(node, source, pattern, (unit,), False, name)
-        elif kind is nn.BatchNorm2d and self._normalize(node, source, module):
+        elif kind in NORMS and self._normalize(node, source, module, self._tail(module)):
             pass
         elif kind in UPSAMPLINGS and self._upsample(node, source, module):
             pass
@@ -208,6 +211,11 @@ class _Recorder(Joins):
             self._activate(node, source, activation)
         else:
             raise NotPlannable(f"{name}: {kind.__name__} has no step")
+
+    def _tail(self, norm: nn.Module) -> list[str | None]:
+        """The activations that a batch norm applies itself; None for another layer."""
+        layers = [layer for layer in NORMS[type(norm)](norm) if type(layer) not in INERT_TYPES]
+        return [activations.name_of(layer) for layer in layers]
 
     def _function(self, node: fx.Node) -> None:
         sources = [self.values.get(argument) for argument in node.all_input_nodes]
