@@ -168,12 +168,11 @@ def _batch_norm(found: WeightsFile) -> str:
 
 
 def _classes(state: Mapping[str, Tensor]) -> int | None:
-    heads = [state[name] for name in _HEADS if name in state]
+    heads = [state[name] for name in _HEADS if name in state and state[name].dim()]
     if heads:
         return len(heads[0])
-    if _is_detector(state):
-        boxes = len(state["box_heads.0.bias"]) // 4
-        return len(state["class_heads.0.bias"]) // boxes
+    if _is_detector(state) and (boxes := state["box_heads.0.bias"].numel() // 4):
+        return state["class_heads.0.bias"].numel() // boxes
     return None
 
 
