@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,23 @@ def test_a_batch_norm_without_gamma() -> None:
     del state["MobilenetV2/Conv/BatchNorm/gamma"]
     model = weights.load(randomize(mobilenet_v2(0.35, 6, **TENSORFLOW)), state)
     assert torch.equal(model.stem.bn.weight, torch.ones_like(model.stem.bn.weight))
+
+
+def test_a_checkpoint_of_training_gives_the_averages_of_its_weights() -> None:
+    """As published for MobileNet V2: averages and the optimizer's slots beside the weights."""
+    source = as_slim(randomize(mobilenet_v2(0.35, 6, **TENSORFLOW)))
+    state = dict(source)
+    for name, tensor in source.items():
+        if "moving_" not in name:
+            state[name] = torch.zeros_like(tensor)
+            state[f"{name}/ExponentialMovingAverage"] = tensor
+            state[f"{name}/RMSProp"] = state[f"{name}/RMSProp_1"] = torch.ones_like(tensor)
+    build = partial(mobilenet_v2, 0.35, 6, **TENSORFLOW)
+    expected, found = (weights.load(build(), tensors).state_dict() for tensors in (source, state))
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    conversion = converted(WeightsFile("TensorFlow checkpoint", state, "HWIO"))
+    assert conversion.batch_norm == "kept apart: 52 beside 53 convolutions"
 
 
 SHAPES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -155,10 +155,13 @@ def _padding(found: WeightsFile) -> str:
 
 
 def _batch_norm(found: WeightsFile) -> str:
-    """Count the statistics against the kernels."""
+    """Count the statistics against the kernels; an optimizer's slots stand below their weight."""
     if found.convolutions is not None:
         return "folded into the convolutions"
-    kernels = sum(tensor.dim() == 4 for tensor in found.tensors.values())
+    kernels = sum(
+        tensor.dim() == 4 and name.rpartition("/")[0] not in found.tensors
+        for name, tensor in found.tensors.items()
+    )
     norms = sum(name.endswith(_VARIANCES) for name in found.tensors)
     if not norms:
         return "folded into the convolutions, or none"
