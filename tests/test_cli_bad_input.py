@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fastdw.models
 from fastdw.cli import main
 from fastdw.commands.photos import shipped_photos
 
@@ -31,6 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved = (folder / "other.pt").read_bytes()
     (folder / "truncated.pt").write_bytes(saved[: len(saved) // 2])
     (folder / "labels.txt").write_text("cat\ndog\n")
+    Image.fromarray(noise[..., 0].astype(np.float32)).save(folder / "float.tiff")
+    nan = fastdw.models.create("torchvision:mobilenet_v2").state_dict()
+    nan["classifier.1.bias"] *= torch.nan
+    torch.save(nan, folder / "nan.pt")
     return folder
 
 
@@ -50,6 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("classify {folder}/text.jpg", "text.jpg: not a photo"),
         ("classify {folder}/empty.png", "empty.png: not a photo"),
         ("classify {folder}/truncated.jpg", "truncated.jpg: the photo cannot be read: "),
+        ("classify {folder}/float.tiff", "float.tiff: its pixels are of mode F, expected 8 or 16"),
+        ("classify {photo} --weights {folder}/nan.pt --json", "itself answers NaN or inf"),
         ("classify {photo} --weights {folder}/other.pt", "--weights: {folder}/other.pt: Missing"),
         ("classify {photo} --weights {folder}/truncated.pt", "is damaged or truncated"),
         ("classify {photo} --weights {folder}/text.jpg", "--weights: {folder}/text.jpg"),

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import fastdw
@@ -131,6 +133,20 @@ def test_preprocessing_is_torchvisions() -> None:
     for photo in shipped_photos():
         image = load_photo(photo)
         torch.testing.assert_close(preprocess(image), transform(image)[None], msg=str(photo))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "I;16B"])
+def test_photos_of_every_mode_become_rgb(mode: str, tmp_path: Path) -> None:
+    greys = np.repeat(np.array([[0, 255], [255, 0]], np.uint8), 8, 1)
+    if mode.startswith("I;16"):
+        depth = np.dtype(">u2" if mode.endswith("B") else "<u2")
+        greys[0, 0] = 128
+        Image.fromarray((greys.astype(np.uint16) * 257).astype(depth)).save(tmp_path / "x.tiff")
+    else:
+        Image.fromarray(greys).convert(mode).save(tmp_path / "x.tiff")
+    found = load_photo(tmp_path / "x.tiff")
+    assert found.mode == "RGB"
+    assert np.array_equal(np.array(found), np.repeat(greys[..., None], 3, 2))
 
 
 def demo_of(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,39 @@ def test_a_file_of_weights_and_a_table(
     assert (tmp_path / "coffee-detected.png").is_file()
     code, out, err = run(*command, "--threshold", 1)
     assert code == 0 and "nothing found" in out
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_weights_that_make_nan_are_one_sentence(
+    run: Run, tmp_path: Path, untrained: Path, as_json: bool
+) -> None:
+    state = torch.load(untrained, weights_only=True)
+    state["box_heads.0.bias"] *= math.nan
+    torch.save(state, tmp_path / "nan.pt")
+    options = ("--weights", tmp_path / "nan.pt", "--rounds", 0, *["--json"][: int(as_json)])
+    code, out, err = run("detect", photo("coffee.png"), *options)
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1
+    assert "nan.pt stock torch itself answers NaN or inf" in err
+
+
+def test_nan_of_ours_alone_is_another_answer(
+    run: Run, tmp_path: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = fastdw.optimize
+
+    def wrong(model: nn.Module, x: torch.Tensor, **settings: Any) -> nn.Module:
+        state = torch.load(untrained, weights_only=True)
+        state["box_heads.0.bias"] *= math.nan
+        damaged = OPEN_IMAGES.build().eval()
+        damaged.load_state_dict(state)
+        return right(damaged, x, **settings)
+
+    monkeypatch.setattr(fastdw, "optimize", wrong)
+    command = ("detect", photo("coffee.png"), "--weights", untrained, "--rounds", 0, "--json")
+    code, out, _ = run(*command, "--threshold", 0, "--out", tmp_path / "x.png")
+    found = json.loads(out)
+    assert code == 1 and not found["same"] and found["largest_difference"]["boxes"] is None
+    assert all(math.isfinite(side) for one in found["detections"] for side in one["box"])
 
 
 def test_other_answers_fail_loudly(

@@ -184,6 +184,9 @@ def test_colours_are_those_of_pascal_voc(label: str, colour: tuple[int, int, int
             "--mask: {folder}/a/b.pn",
         ),
         ("{photo} --mask {folder}/b.jpg", "--mask: {folder}/b.jpg: expected a .png"),
+        ("{photo} --mask {folder}/b.png --out {folder}/b.png", "--mask: {folder}/b.png is the ph"),
+        ("{photo} --mask {photo}", "--mask: {photo} is the photo itself"),
+        ("{photo} --size 65 --weights {folder}/nan.pt", "stock torch itself answers NaN or inf"),
     ],
 )
 def test_bad_input(
@@ -191,6 +194,9 @@ def test_bad_input(
 ) -> None:
     torch.save({"stem.conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
     (tmp_path / "text.tflite").write_text("no model")
+    state = torch.load(weights, weights_only=True)
+    state["classifier.bias"] *= torch.nan
+    torch.save(state, tmp_path / "nan.pt")
     places = {"photo": chelsea, "folder": tmp_path, "weights": weights}
     code, out, err = run("segment", *command.format(**places).split())
     assert code == 2 and out == ""

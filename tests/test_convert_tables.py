@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,6 +163,8 @@ def check(row: Row) -> nn.Module:
 
     for x in (photo(1, 64, 64), photo(3, 64, 96)):
         assert_same_answer(model, original, x)
+    optimized = fastdw.optimize(original, photo(1, 32, 32), tolerance=math.inf)
+    assert_same_answer(optimized, original, photo(2, 32, 64))
     calls = ops_of(lambda: outputs(model, photo(1, 64, 64)))
     fused = {op: count for op, count in calls.items() if op.startswith("fastdw::")}
     assert sum(fused.values()) == len(report.fused), "the report counts sites that do not run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -100,7 +101,7 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (Evil(), "no weights file"),
+        (Evil(), r"no weights file \(it holds \S*print: to load that would run code"),
         ([1, 2], "holds a list, expected a state_dict"),
         (torch.zeros(3), "holds a Tensor, expected a state_dict"),
         ({}, "expected a state_dict"),
@@ -115,6 +116,44 @@ def test_other_files_are_refused(
     with pytest.raises(ValueError, match=message):
         weights.load(V2(0.25), tmp_path / "file.pt")
     assert "must not run" not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("error", "ignore:`torch.jit")
+def test_a_program_is_no_state_dict(tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.Identity()).save(str(tmp_path / "program.pt"))
+    with pytest.raises(ValueError, match="program.pt is a TorchScript program, no state_dict"):
+        weights.read(tmp_path / "program.pt")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_no_damage_does_worse_than_a_refusal(zipped: bool, tmp_path: Path) -> None:
+    """Bytes changed in the pickle, its checksum made right: what then goes wrong is refused."""
+    tensors = {"a": torch.ones(4, 3), "b": torch.ones(4).half()}
+    path, chance, refused = tmp_path / "w.pt", random.Random(3), 0
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        pickled = next(name for name in members if name.endswith("data.pkl"))
+    else:
+        members, pickled = {"": path.read_bytes()}, ""
+    for _ in range(300):
+        damaged = bytearray(members[pickled])
+        for _ in range(chance.choice((1, 3))):
+            damaged[chance.randrange(min(len(damaged), 700))] = chance.randrange(256)
+        if zipped:
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, content in {**members, pickled: bytes(damaged)}.items():
+                    archive.writestr(name, content)
+        else:
+            path.write_bytes(damaged)
+        try:
+            weights.read(path)
+        except ValueError as error:
+            assert str(error).startswith("path: ") and "\n" not in str(error)
+            refused += 1
+    assert refused > 100
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n", b"hello", b"PK\x03\x04" + bytes(100)])

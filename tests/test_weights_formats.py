@@ -191,12 +191,41 @@ def test_a_manifest_may_not_name_files_elsewhere(tmp_path: Path) -> None:
         weights.read(manifest)
 
 
+@pytest.mark.parametrize(
+    ("shard", "shape", "message"),
+    [("", "1", "the shard '' is no file beside"), ("s.bin", "1e999", "m.json: cannot convert")],
+)
+def test_a_manifest_of_nonsense(shard: str, shape: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "s.bin").write_bytes(bytes(4))
+    listed = f'[{{"name": "w", "shape": [{shape}], "dtype": "float32"}}]'
+    (tmp_path / "m.json").write_text(f'[{{"paths": ["{shard}"], "weights": {listed}}}]')
+    with pytest.raises(ValueError, match=f"path: .*{message}"):
+        weights.read(tmp_path / "m.json")
+
+
 def test_a_layers_model_holds_its_manifest(folder: Path, tmp_path: Path) -> None:
     path = copied(folder / "tfjs" / "weights_manifest.json", tmp_path)
     model = path.with_name("model.json")
     model.write_text(f'{{"modelTopology": {{}}, "weightsManifest": {path.read_text()}}}')
     plain, wrapped = weights.read(path), weights.read(model)
     assert all(torch.equal(plain[name], wrapped[name]) for name in plain | wrapped)
+
+
+@pytest.mark.parametrize("virtual", [True, False])
+def test_keras_weights_that_lie_in_another_file_are_not_read(virtual: bool, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(16))
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["a"] = np.ones(4, np.float32)
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        if virtual:
+            layout = h5py.VirtualLayout((4,), np.float32)
+            layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "a", (4,))
+            file.create_virtual_dataset("conv/kernel", layout)
+        else:
+            place = [(tmp_path / "secret", 0, 16)]
+            file.create_dataset("conv/kernel", (4,), np.float32, external=place)
+    with pytest.raises(ValueError, match="its conv/kernel lies in another file, which is not read"):
+        weights.read(tmp_path / "model.h5")
 
 
 def test_weights_without_names_are_refused(tmp_path: Path) -> None:

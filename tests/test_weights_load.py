@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 
 import fastdw
 from fastdw.models import SSD, mobilenet_v1, mobilenet_v2, specs, ssd, weights
+from fastdw.models.weights.conversion import converted
 from fastdw.models.weights.convolution import identity_batch_norm, layers_in_order
+from fastdw.models.weights.files import WeightsFile, read_file
 from fastdw.nn import ConvBNAct
 
 FOLDER = Path(__file__).with_name("weights_files")
@@ -100,6 +104,59 @@ def test_a_batch_norm_without_gamma() -> None:
     del state["MobilenetV2/Conv/BatchNorm/gamma"]
     model = weights.load(randomize(mobilenet_v2(0.35, 6, **TENSORFLOW)), state)
     assert torch.equal(model.stem.bn.weight, torch.ones_like(model.stem.bn.weight))
+
+
+def test_a_checkpoint_of_training_gives_the_averages_of_its_weights() -> None:
+    """As published for MobileNet V2: averages and the optimizer's slots beside the weights."""
+    source = as_slim(randomize(mobilenet_v2(0.35, 6, **TENSORFLOW)))
+    state = dict(source)
+    for name, tensor in source.items():
+        if "moving_" not in name:
+            state[name] = torch.zeros_like(tensor)
+            state[f"{name}/ExponentialMovingAverage"] = tensor
+            state[f"{name}/RMSProp"] = state[f"{name}/RMSProp_1"] = torch.ones_like(tensor)
+    build = partial(mobilenet_v2, 0.35, 6, **TENSORFLOW)
+    expected, found = (weights.load(build(), tensors).state_dict() for tensors in (source, state))
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    conversion = converted(WeightsFile("TensorFlow checkpoint", state, "HWIO"))
+    assert conversion.batch_norm == "kept apart: 52 beside 53 convolutions"
+
+
+SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "flat": Tensor.flatten,
+    "one more": lambda tensor: tensor[None],
+    "empty": lambda tensor: tensor[:0],
+}
+
+
+@pytest.mark.parametrize("change", SHAPES)
+@pytest.mark.parametrize("name", ["v1.pb", "tfjs/weights_manifest.json", "v1.caffemodel"])
+def test_names_with_other_shapes_are_refused(name: str, change: str) -> None:
+    found = read_file(FOLDER / name)
+    padding = "keras_v1" if name.startswith("tfjs") else "same"
+    model = mobilenet_v1(1 / 32, 5, eps=1e-3, padding=padding, round_nearest=1)
+    for key, tensor in list(found.tensors.items())[:12]:
+        changed = replace(found, tensors={**found.tensors, key: SHAPES[change](tensor)})
+        try:
+            weights.load(model, changed.tensors)
+        except ValueError as error:
+            assert str(error).startswith(("state_dict: ", "source: "))
+        assert converted(changed).tensors
+
+
+@pytest.mark.parametrize("blobs", [1, 2])
+def test_caffe_layers_of_too_few_blobs_are_refused(blobs: int) -> None:
+    tensors = weights.read(FOLDER / "v1.caffemodel")
+    del tensors["conv0/bn/2" if blobs == 2 else "conv0/scale/1"]
+    with pytest.raises(ValueError, match="state_dict: a weight has not the shape"):
+        weights.load(mobilenet_v1(1 / 32, 5, eps=1e-3, padding="same", round_nearest=1), tensors)
+
+
+def test_a_detector_of_no_boxes_has_no_classes() -> None:
+    state = {"box_heads.0.bias": torch.zeros(3), "class_heads.0.bias": torch.zeros(6)}
+    file = WeightsFile("state_dict", {"stem.conv.weight": torch.zeros(8, 3, 3, 3), **state})
+    assert converted(file).classes is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from fastdw.commands.demo import compare_times, times_table
-from fastdw.commands.model_argument import DEFAULT_MODEL, Weights, trained_model
+from fastdw.commands.model_argument import DEFAULT_MODEL, Weights, check_finite, trained_model
 from fastdw.commands.output import AsJson, InputError, emit, stderr
 from fastdw.commands.photos import (
     class_index,
@@ -67,6 +67,7 @@ def classify(
         fast = fastdw.optimize(network, inputs[0])
         stock = plain(network).to(memory_format=torch.channels_last)
         outputs, expected = ([model(x) for x in inputs] for model in (fast, stock))
+        check_finite(expected, weights or model)
     if not isinstance(outputs[0], torch.Tensor) or outputs[0].dim() != 2:
         raise InputError(f"--model: {model} gives no [batch, classes] logits: not a classifier")
     if known and labels is None:

@@ -39,8 +39,8 @@ def convert_weights(
 ) -> None:
     """Convert weights to safetensors in torch's layout, and say what was found in the file.
 
-    Reads torch checkpoints, safetensors, Keras .h5, TensorFlow GraphDef .pb, TensorFlow Lite and
-    TensorFlow.js (the JSON manifest).
+    Reads torch checkpoints, safetensors, Keras .h5, TensorFlow GraphDef .pb and checkpoints (their
+    .index), TensorFlow Lite, TensorFlow.js (the JSON manifest) and .caffemodel.
     """
     from fastdw.models.weights.conversion import converted, save
     from fastdw.models.weights.files import read_file

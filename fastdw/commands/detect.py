@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from fastdw.commands.demo import compare_times, times_table
-from fastdw.commands.model_argument import loaded, named
+from fastdw.commands.model_argument import check_finite, loaded, named
 from fastdw.commands.output import AsJson, InputError, emit, stderr
 from fastdw.commands.photos import load_photo, save_picture, write_label
 
@@ -65,6 +65,7 @@ def detect(
         fast: Any = fastdw.optimize(network, x, tolerance=math.inf)
         stock = plain(network).to(memory_format=torch.channels_last)
         expected, got = stock(x), fast(x)
+        check_finite(expected, weights or model)
         found = in_pixels(network.detections(got, threshold)[0], image, detector)
         differences = compared(network, expected, got)
     out = out or Path(f"{photo.stem}-detected.png")
@@ -136,9 +137,9 @@ def in_pixels(found: Detections, image: Image.Image, detector: Detector) -> list
             continue
         left, right = (min(share * across, width) for share in box[::2])
         top, bottom = (min(share * down, height) for share in box[1::2])
-        rows.append(
-            {"label": detector.labels[label], "score": score, "box": [left, top, right, bottom]}
-        )
+        sides = [left, top, right, bottom]
+        if all(map(math.isfinite, sides)):  # else the answers differ, which is said
+            rows.append({"label": detector.labels[label], "score": score, "box": sides})
     return rows
 
 

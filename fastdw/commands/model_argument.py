@@ -116,6 +116,16 @@ def loaded(build: Callable[[], M], weights: str) -> M:
     return network.eval()
 
 
+def check_finite(answer: Any, weights: str) -> None:
+    """Raise InputError unless all that stock torch answers is finite: damaged weights give NaN."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    for tensor in pytree.tree_leaves(answer):
+        if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
+            raise InputError(f"--weights: with {weights} stock torch itself answers NaN or inf")
+
+
 def weights_file(weights: str) -> Path:
     """The file that --weights names: a path as it is, a known name fetched."""
     from fastdw.models.weights import PACKAGES

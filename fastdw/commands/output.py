@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Annotated, Any
 
@@ -22,12 +23,23 @@ class InputError(Exception):
 
 
 def emit(payload: Any, *tables: RenderableType, as_json: bool) -> None:
-    """Print `payload` as JSON, or the tables that show the same to a person."""
+    """Print `payload` as JSON, or the tables that show the same to a person.
+
+    JSON has no NaN and no infinity: they become null.
+    """
     if as_json:
-        print(json.dumps(payload, indent=2, allow_nan=False, default=str))
+        print(json.dumps(_finite(payload), indent=2, allow_nan=False, default=str))
         return
     for table in tables:
         stdout.print(table)
+
+
+def _finite(payload: Any) -> Any:
+    if isinstance(payload, dict):
+        return {key: _finite(value) for key, value in payload.items()}
+    if isinstance(payload, (list, tuple)):
+        return [_finite(value) for value in payload]
+    return None if isinstance(payload, float) and not math.isfinite(payload) else payload
 
 
 def progress() -> Progress:

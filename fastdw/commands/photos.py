@@ -55,11 +55,29 @@ def load_photo(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
+                return _eight_bits(ImageOps.exif_transpose(image), path).convert("RGB")
+    except InputError:
+        raise
     except Image.UnidentifiedImageError:
         raise InputError(f"{path}: not a photo: no image format that Pillow knows") from None
     except Exception as error:  # Pillow's decoders raise whatever their format's code raises
         raise InputError(f"{path}: the photo cannot be read: {one_line(error)}") from None
+
+
+def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Greys of 16 bits cut to 8, which Pillow would clip at 255; others as they are.
+
+    Raises:
+        InputError: its greys have no range that is known: floating point, or 32 bits.
+    """
+    if image.mode in ("I", "F"):
+        raise InputError(f"{path}: its pixels are of mode {image.mode}, expected 8 or 16 bits")
+    if not image.mode.startswith("I;16"):
+        return image
+    import numpy as np
+    from PIL import Image as Pillow
+
+    return Pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def save_picture(picture: Image.Image, path: Path, option: str) -> None:

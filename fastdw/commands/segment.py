@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from fastdw.commands.demo import TOLERANCE, compare_times, times_table
-from fastdw.commands.model_argument import loaded, named
+from fastdw.commands.model_argument import check_finite, loaded, named
 from fastdw.commands.output import AsJson, InputError, emit, stderr
 from fastdw.commands.photos import load_photo, save_picture, write_label
 
@@ -58,7 +58,8 @@ def segment(
 
     import fastdw
 
-    _check_mask(mask)
+    out = out or Path(f"{photo.stem}-segmented.png")
+    _check_mask(mask, (photo, out))
     image = load_photo(photo)
     segmenter, network = trained_segmenter(model, weights)
     x, shown = letterbox(image, segmenter, size)
@@ -67,8 +68,8 @@ def segment(
         fast: Any = fastdw.optimize(network, x, tolerance=math.inf)
         stock = _stock(network)
         expected, got = stock(x), fast(x)
+        check_finite(expected, weights or model)
     numbers = at_size_of(image, got[0, :, : shown[1], : shown[0]].argmax(0))
-    out = out or Path(f"{photo.stem}-segmented.png")
     save_picture(overlaid(image, numbers, segmenter.classes), out, "--out")
     if mask is not None:
         save_picture(Image.fromarray(numbers), mask, "--mask")
@@ -137,9 +138,13 @@ def shares(numbers: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _check_mask(mask: Path | None) -> None:
-    if mask is not None and mask.suffix.lower() != ".png":
+def _check_mask(mask: Path | None, others: Sequence[Path]) -> None:
+    if mask is None:
+        return
+    if mask.suffix.lower() != ".png":
         raise InputError(f"--mask: {mask}: expected a .png, other formats may change the numbers")
+    if mask.resolve() in [other.resolve() for other in others]:
+        raise InputError(f"--mask: {mask} is the photo itself, or the name of the picture of it")
 
 
 def _stock(network: nn.Module) -> nn.Module:

@@ -155,10 +155,13 @@ def _padding(found: WeightsFile) -> str:
 
 
 def _batch_norm(found: WeightsFile) -> str:
-    """Count the statistics against the kernels."""
+    """Count the statistics against the kernels; an optimizer's slots stand below their weight."""
     if found.convolutions is not None:
         return "folded into the convolutions"
-    kernels = sum(tensor.dim() == 4 for tensor in found.tensors.values())
+    kernels = sum(
+        tensor.dim() == 4 and name.rpartition("/")[0] not in found.tensors
+        for name, tensor in found.tensors.items()
+    )
     norms = sum(name.endswith(_VARIANCES) for name in found.tensors)
     if not norms:
         return "folded into the convolutions, or none"
@@ -168,12 +171,11 @@ def _batch_norm(found: WeightsFile) -> str:
 
 
 def _classes(state: Mapping[str, Tensor]) -> int | None:
-    heads = [state[name] for name in _HEADS if name in state]
+    heads = [state[name] for name in _HEADS if name in state and state[name].dim()]
     if heads:
         return len(heads[0])
-    if _is_detector(state):
-        boxes = len(state["box_heads.0.bias"]) // 4
-        return len(state["class_heads.0.bias"]) // boxes
+    if _is_detector(state) and (boxes := state["box_heads.0.bias"].numel() // 4):
+        return state["class_heads.0.bias"].numel() // boxes
     return None
 
 

@@ -39,14 +39,21 @@ def translate(state_dict: StateDict) -> dict[str, Tensor]:
     SSDs of TensorFlow, face-api and Caffe.
 
     Raises:
-        ValueError: the names are none of these and not ours.
+        ValueError: the names are none of these and not ours, or the weights under a source's names
+            have other shapes than the source gives them.
     """
     for source in (torchvision, timm, transformers):
         if source.recognizes(state_dict):
             return {ours: state_dict[key] for key, ours in source.renamed(state_dict).items()}
     for origin in (slim, keras, caffe):
         if origin.recognizes(state_dict):
-            return origin.translated(state_dict)
+            try:
+                return origin.translated(state_dict)
+            except (RuntimeError, IndexError, ValueError) as error:
+                reason = str(error).partition("\n")[0]
+                raise ValueError(
+                    f"state_dict: a weight has not the shape that its name says ({reason})"
+                ) from error
     if any(name.endswith("stem.conv.weight") for name in state_dict):
         return dict(state_dict)
     shown = ", ".join(list(state_dict)[:3])

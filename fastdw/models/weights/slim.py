@@ -19,6 +19,9 @@ _BATCH_NORM = {
     "BatchNorm/moving_mean": "bn.running_mean",
     "BatchNorm/moving_variance": "bn.running_var",
 }
+_AVERAGE = "/ExponentialMovingAverage"
+"""What training appends to a weight's name for its running average, which is what is evaluated."""
+
 _KERNELS = ("weights", "depthwise_weights")
 _FOLDED = ("convolution_bn_offset",)
 _LEAVES = "|".join((*_KERNELS, *_FOLDED, "biases", *_BATCH_NORM))
@@ -52,7 +55,14 @@ def translated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights under our names and in torch's layout; other constants are left out.
 
     A batch norm that the file has folded into its convolution becomes one that only adds the bias.
+    Where a checkpoint of training holds the average of a weight, that is taken.
     """
+    averages = {
+        name.removesuffix(_AVERAGE): tensor
+        for name, tensor in tensors.items()
+        if name.endswith(_AVERAGE)
+    }
+    tensors = {**tensors, **averages}
     detector = any("BoxPredictor_" in name for name in tensors)
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

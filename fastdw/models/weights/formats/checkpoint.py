@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
@@ -25,12 +27,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     path = existing_file(path)
     try:
         _check_sums(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, BadZipFile, KeyError, ValueError) as error:
-        raise damaged(path, error) from error
+        with warnings.catch_warnings():  # what they warn of is loaded, or refused in a sentence
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"path: {path} is no weights file ({reason})") from error
+        raise ValueError(f"path: {path} is no weights file ({_refused(error)})") from error
+    except Exception as error:  # the unpickler follows whatever the bytes say
+        if "TorchScript" in str(error):
+            raise ValueError(f"path: {path} is a TorchScript program, no state_dict") from error
+        raise damaged(path, error) from error
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
@@ -40,6 +45,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if strange:
         raise ValueError(f"path: {path} holds {strange[0]!r}, which is no named tensor")
     return dict(found)
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """Why torch does not load it; its own message advises to run what is in the file."""
+    found = re.search(r"[Uu]nsupported (?:global: )?GLOBAL ([\w.]+)", str(error))
+    if found is None:
+        return "nothing that torch.save writes of tensors alone"
+    return f"it holds {found[1]}: to load that would run code, only tensors are loaded"
 
 
 def _check_sums(path: Path) -> None:

@@ -47,6 +47,8 @@ def read_keras(path: str | Path) -> KerasModel:
 
     def collect(name: str, found: Any) -> None:
         if isinstance(found, h5py.Dataset) and found.dtype.kind == "f":
+            if found.external or found.is_virtual:
+                raise ValueError(f"its {name} lies in another file, which is not read")
             if "/vars/" in name or _name(name) in tensors:
                 raise ValueError(f"its weights have no names of their own ({name}), save as .h5")
             tensors[_name(name)] = torch.from_numpy(found[()]).float()

@@ -51,14 +51,14 @@ def read_tfjs(path: str | Path) -> dict[str, Tensor]:
         shards = b"".join(_shard(path, name) for name in paths)
         try:
             tensors |= _split(weights, shards)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"path: {path}: {error}") from error
     return tensors
 
 
 def _shard(manifest: Path, name: Any) -> bytes:
     """The bytes of a shard, which lies beside the manifest and nowhere else."""
-    if not isinstance(name, str) or Path(name).name != name:
+    if not isinstance(name, str) or not name or Path(name).name != name:
         raise ValueError(f"path: {manifest}: the shard {name!r} is no file beside the manifest")
     shard = manifest.with_name(name)
     if not shard.is_file():
