@@ -28,6 +28,8 @@ DENSE: list[tuple[int, int, tuple[int, int], dict[str, Any]]] = [
     (16, 16, (13, 15), {"dilation": (2, 2), "padding": (2, 2, 2, 2)}),
     (20, 24, (14, 17), {"dilation": (6, 9), "padding": (9, 9, 6, 6)}),
     (20, 24, (11, 9), {"dilation": (12, 12), "padding": (12, 12, 12, 12)}),
+    (70, 33, (13, 16), {"dilation": (5, 6), "padding": (6, 6, 5, 5)}),  # stretches of 4 columns
+    (17, 40, (19, 3), {"kernel": (3, 2)}),
     (18, 20, (14, 15), {"dilation": (5, 3), "stride": (2, 2), "padding": (3, 5, 7, 1)}),
     (5, 6, (10, 9), {"dilation": (4, 1), "stride": (1, 2), "padding": (2, 0, 8, 6)}),
     (480, 20, (3, 4), {"padding": "same"}),  # two chunks of channels

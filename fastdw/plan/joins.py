@@ -139,17 +139,20 @@ class Joins(Selections):
         self, node: fx.Node, source: Value, size: Any, scale: Any, mode: str | None
     ) -> Value | None:
         like, factors = self._size_of(size), _whole_factors(scale)
-        if mode is None or source.kind not in ("map", "pixel"):
+        if mode is None or source.kind not in ("map", "gated", "pixel"):
             return None
         if like is not None and scale is None:
             if source.kind == "pixel":
                 return replace(source, kind="broadcast", like=like, node=node)
             step = Step("resize", source.id, self._new_id(), like=like, mode=mode)
-        elif size is None and factors is not None and source.kind == "map":
+        elif size is None and factors is not None and source.kind != "pixel":
             step = Step("resize", source.id, self._new_id(), scale=factors, mode=mode)
         else:
             return None
-        return self._weightless(node, source, step)
+        resized = self._weightless(node, source, step)
+        if resized is None or source.kind == "map":
+            return resized
+        return replace(resized, kind="gated")  # gates may as well multiply what is resized
 
     def _weightless(self, node: fx.Node, source: Value, step: Step) -> Value | None:
         channels = step.channels or self._channels(source.id)

@@ -7,7 +7,7 @@ additions are folded into the step before them, and neighbouring steps are merge
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,7 @@ from fastdw.plan.calls import (
     target_name,
 )
 from fastdw.plan.channels import Selection, without_unread
+from fastdw.plan.conditions import Condition
 from fastdw.plan.joins import Joins, dense_units
 from fastdw.plan.pools import Pools
 from fastdw.plan.steps import PlanStep, activate, add_into, merge_blocks, step_of
@@ -60,6 +61,9 @@ class Recording:
         structure: how the outputs are nested.
         places: which output of the program each of them is; one may be returned twice.
         image: what `forward` calls the image.
+        shape: of the image that it was recorded with, if any.
+        conditions: the branches on the image's size that `forward` took: an image with which it
+            takes others has no plan here.
     """
 
     program: Program
@@ -67,6 +71,8 @@ class Recording:
     structure: pytree.TreeSpec
     places: tuple[int, ...]
     image: str
+    shape: tuple[int, ...] | None = None
+    conditions: tuple[Condition, ...] = ()
 
 
 INERT_TYPES: set[type] = {nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout}
@@ -89,20 +95,25 @@ READS_MORE = {"pointwise_conv": ["gated"], "classifier_head": ["flat", "vector"]
 """Kinds of values besides maps that a step can read."""
 
 
-def record(model: nn.Module) -> Recording:
+def record(model: nn.Module, shape: Sequence[int] | None = None) -> Recording:
     """Record what `model` computes in eval mode.
+
+    Args:
+        model: a network.
+        shape: of an image, for a network that branches on its size.
 
     Raises:
         NotPlannable: something in it has no step.
     """
     try:
-        traced = trace_forward(model, _is_leaf)
+        traced = trace_forward(model, _is_leaf, shape)
     except NotTraceable as error:
         raise NotPlannable(f"torch.fx cannot trace the model: {error}") from error
     recorder = _Recorder(model, traced)
     for node in traced.graph.nodes:
         recorder.take(node)
-    return recorder.finish()
+    known = None if shape is None else tuple(shape)
+    return replace(recorder.finish(), shape=known, conditions=traced.conditions)
 
 
 def _is_leaf(module: nn.Module) -> bool:
