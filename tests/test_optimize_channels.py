@@ -102,3 +102,8 @@ def test_shuffled_blocks() -> None:
     torch.testing.assert_close(outputs[0], fast(x)[0], rtol=1e-4, atol=1e-5)
     joins = [step for step in recording.program.steps if step.op == "concat"]
     assert [step.channels for step in joins] == 6 * [22] + [44]  # each once, and what is read
+
+
+def test_what_two_read_is_selected_once() -> None:
+    steps = record(built(Joining(JOINED["read twice"]))).program.steps
+    assert [step.op for step in steps[2:]] == ["concat", "max_pool", "concat"]
