@@ -7,6 +7,8 @@ import pickle
 import pytest
 import torch
 from nn_checks import fused_ops
+from test_convert_tables import SEGMENTATION_MODELS
+from test_convert_tables import built as built_row
 from test_optimize_joins import built
 from torch import Tensor, nn
 
@@ -65,3 +67,14 @@ class ByBatch(nn.Module):
 def test_no_plan_goes_by_the_size_of_the_batch() -> None:
     with pytest.raises(NotPlannable, match="control flow"):
         record(built(ByBatch()), (2, 3, 8, 8))
+
+
+@torch.no_grad()
+def test_deeplab_of_segmentation_models_pytorch() -> None:
+    model = built_row(SEGMENTATION_MODELS["DeepLabV3Plus"])
+    fast = fastdw.optimize(model, torch.randn(1, 3, 64, 64), strict=True)
+    x = torch.randn(2, 3, 64, 96)
+    assert fused_ops(lambda: fast(x)) == {"planned_network": 1}
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-4)
+    with pytest.raises(RuntimeError, match="Wrong input shape height=72"):
+        fast(torch.randn(1, 3, 72, 64))
