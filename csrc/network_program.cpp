@@ -162,7 +162,7 @@ class ProgramParser {
     const std::string_view out = fields.text("out");
     FASTDW_CHECK(!out.empty() && ids_.count(out) == 0, step.where, ": out=", out,
                  ": expected a value that does not exist yet");
-    if (name == "global_pool" || name == "resize" || name == "concat") {
+    if (name == "global_pool" || name == "max_pool" || name == "resize" || name == "concat") {
       step.shape.channels_in = step.shape.channels_out = fields.number("channels", 1);
       read_weightless(name, fields, step);
     } else {
@@ -190,8 +190,13 @@ class ProgramParser {
       if (like != "-") step.like = find_value(step.where + ": like", like);
       step.stride = fields.numbers("scale", 2, 1);
       step.resize_mode = resize_mode(step.where, fields.text("mode"));
+    } else if (name == "max_pool") {
+      step.kind = StepKind::max_pool;
+      read_window(fields, step, true);
     } else {
       step.kind = StepKind::concat;
+      if (fields.has("groups")) step.groups = fields.number("groups", 1);
+      if (fields.has("first")) step.first_channel = fields.number("first", 0);
       check_parts(step);
     }
   }
@@ -204,21 +209,19 @@ class ProgramParser {
     return ResizeMode::bilinear_aligned;
   }
 
-  // The parts lie in blocks of 16 channels one after the other: only the last may end within one.
   void check_parts(const ProgramStep& step) const {
     int64_t channels = 0;
     for (const int part : step.parts) {
       const ProgramValue& value = program_.values[part];
       FASTDW_CHECK(part != kNetworkInput && !value.is_vector, step.where,
                    ": in: expected feature maps");
-      FASTDW_CHECK(std::count(step.parts.begin(), step.parts.end(), part) == 1, step.where,
-                   ": in: a value stands twice");
-      FASTDW_CHECK(channels % kChannelBlock == 0, step.where, ": in: ", channels,
-                   " channels before the next part, expected a multiple of ", kChannelBlock);
       channels += value.channels;
     }
-    FASTDW_CHECK(channels == step.shape.channels_out, step.where, ": channels: expected ",
-                 channels, ", got ", step.shape.channels_out);
+    FASTDW_CHECK(channels % step.groups == 0, step.where, ": groups: expected a divisor of ",
+                 channels, ", got ", step.groups);
+    FASTDW_CHECK(step.first_channel + step.shape.channels_out <= channels, step.where,
+                 ": channels: expected at most ", channels - step.first_channel, " from ",
+                 step.first_channel, ", got ", step.shape.channels_out);
   }
 
   void read_weighted(const std::string& name, Fields& fields, ProgramStep& step) {
@@ -359,6 +362,7 @@ bool is_for_cpu_alone(const ProgramStep& step) {
   switch (step.kind) {
     case StepKind::dense_conv:
     case StepKind::resize:
+    case StepKind::max_pool:
     case StepKind::concat: return true;
     case StepKind::linear: return step.activation != Activation::none;
     default: return step.gate != kNoValue || step.bias != kNoValue;

@@ -25,6 +25,7 @@ enum class StepKind {
   linear,
   resize,
   concat,
+  max_pool,
 };
 
 struct ProgramStep {
@@ -36,6 +37,9 @@ struct ProgramStep {
   int bias = kNoValue;     // of a pointwise convolution: a vector that each image's sums start from
   int like = kNoValue;     // resize: to the size of this value, else by `stride`
   std::vector<int> parts;  // concat: the maps that lie one after the other; input is the first
+  // concat: the joined channels, read as [groups][channels / groups], are transposed; of these
+  // the step's own begin at first_channel.
+  int64_t groups = 1, first_channel = 0;
   ResizeMode resize_mode{};
   BlobKind blob_kind{};
   BlobShape shape;

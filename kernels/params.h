@@ -154,6 +154,27 @@ struct ResizeParams {
   int64_t units() const { return batch * height_out; }  // one unit: one output row
 };
 
+// y[first_out + i * step_out] = x[first_in + i] of every pixel, i < channels; y's others stay.
+struct CopyChannelsParams {
+  const float* x;  // [batch, pixels, ...]
+  float* y;        // [batch, pixels, ...]
+  Layout x_layout, y_layout;
+  int64_t batch, pixels, channels, first_in, first_out, step_out;
+
+  int64_t units() const { return batch * pixels; }  // one unit: one pixel of an image
+};
+
+// y = the largest value of each window, NaN where it holds one; padding counts for nothing.
+struct MaxPoolParams {
+  const float* x;  // [batch, height, width, channels]
+  float* y;        // [batch, height_out, width_out, channels]
+  Layout x_layout, y_layout;
+  int64_t batch, height, width, channels, height_out, width_out;
+  Window window;
+
+  int64_t units() const { return batch * height_out; }  // one unit: one output row
+};
+
 // expand (1x1, optional) -> depthwise -> project (1x1) [+ x]: an inverted residual (MobileNet V2),
 // or, without expansion, a depthwise-separable block (MobileNet V1).
 struct InvertedResidualParams {

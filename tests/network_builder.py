@@ -166,16 +166,34 @@ class NetworkBuilder:
 
         return self._add("resize", source, channels, tokens, None, truth)
 
-    def concat(self, *sources: str) -> str:
-        channels = sum(self.channels[source] for source in sources)
-        return self._add(
-            "concat",
-            ",".join(sources),
-            channels,
-            f"channels={channels}",
-            None,
-            lambda values: torch.cat([values[source] for source in sources], 1),
-        )
+    def concat(
+        self, *sources: str, groups: int = 1, first: int = 0, channels: int | None = None
+    ) -> str:
+        channels = channels or sum(self.channels[source] for source in sources) - first
+        tokens = f"channels={channels}"
+        tokens += "" if groups == 1 else f" groups={groups}"
+        tokens += "" if first == 0 else f" first={first}"
+
+        def truth(values: dict[str, Tensor]) -> Tensor:
+            joined = torch.cat([values[source] for source in sources], 1)
+            grouped = joined.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+            return grouped[:, first : first + channels]
+
+        return self._add("concat", ",".join(sources), channels, tokens, None, truth)
+
+    def max_pool(self, source: str, **window: Any) -> str:
+        window = {**_DEPTHWISE, **window}
+        channels = self.channels[source]
+
+        def truth(values: dict[str, Tensor]) -> Tensor:
+            kernel, stride, dilation = window["kernel"], window["stride"], window["dilation"]
+            sides = normalize_padding(window["padding"], kernel, stride, dilation)
+            sides = resolve_padding(sides, kernel, stride, dilation, values[source].shape[2:])
+            x = F.pad(values[source], sides, value=float("-inf"))
+            return F.max_pool2d(x, kernel, stride, dilation=dilation)
+
+        tokens = f"channels={channels} {_window(window)}"
+        return self._add("max_pool", source, channels, tokens, None, truth)
 
     def separable(self, source: str, channels: int, **window: Any) -> str:
         window = {**_DEPTHWISE, **window}

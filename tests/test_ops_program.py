@@ -29,7 +29,7 @@ classifier_head in=4 out=6 channels_in=24 channels_out=10 weights=5000
 """
 
 CPU_TEXT = """\
-fastdw-program version=1 channels=16 outputs=6
+fastdw-program version=1 channels=16 outputs=6,8
 dense_conv in=x out=0 channels_in=16 channels_out=32 kernel=3,3 stride=2,2 padding=1,1,1,1 \
 dilation=1,1 activation=relu weights=64
 resize in=0 out=1 channels=32 like=x scale=1,1 mode=bilinear_aligned
@@ -38,6 +38,8 @@ concat in=1,2 out=3 channels=64
 global_pool in=3 out=4 channels=64
 pointwise_conv in=4 out=5 channels_in=64 channels_out=24 residual=- activation=none weights=18560
 biased_pointwise_conv in=3 out=6 channels_in=64 channels_out=24 bias=5 activation=relu weights=27008
+max_pool in=1 out=7 channels=32 kernel=3,3 stride=2,2 padding=1,1,0,1 dilation=1,1
+concat in=7 out=8 channels=24 groups=2 first=8
 """
 
 
@@ -77,6 +79,8 @@ def test_shapes_of_joined_values() -> None:
         "4": (2, 64),
         "5": (2, 24),
         "6": (2, 24, 8, 10),
+        "7": (2, 32, 4, 5),
+        "8": (2, 24, 4, 5),
     }
     dense, joined = 2 * 4 * 5 * 32 * 16 * 9, 2 * 8 * 10 * 64 * 24
     assert program.multiply_adds(2, 8, 10) == dense + 2 * 64 * 24 + joined
@@ -86,11 +90,13 @@ def test_shapes_of_joined_values() -> None:
     ("old", "new", "message"),
     [
         ("in=1,2", "in=1,7", "concat: in=1,7: expected a value of 64 channels, got none"),
-        ("in=1,2", "in=1", "got 32"),
+        ("in=1,2", "in=1", "concat: channels: expected 1 to 32 from 0, got 64"),
+        ("first=8", "first=16", "concat: channels: expected 1 to 16 from 16, got 24"),
+        ("groups=2", "groups=5", "concat: groups: expected a divisor of 32, got 5"),
         ("mode=nearest", "mode=cubic", "mode: expected one of nearest, bilinear, bilinear_aligned"),
         ("bias=5", "bias=9", "bias=9: no step before computes it"),
         ("like=x", "like=9", "like=9: no step before computes it"),
-        ("outputs=6", "outputs=6 target=cuda_fp16", "dense_conv: only the CPU runs this step"),
+        ("outputs=6,8", "outputs=6,8 target=cuda_fp16", "dense_conv: only the CPU runs this step"),
     ],
 )
 def test_bad_joins_are_refused(old: str, new: str, message: str) -> None:

@@ -24,6 +24,7 @@ from fastdw.plan.record import NotPlannable, record
 
 WHOLE: dict[str, Row] = {
     "torchvision:mobilenet_v3_large": TORCHVISION["mobilenet_v3_large"],
+    "torchvision:lraspp": TORCHVISION["lraspp_mobilenet_v3_large"],
     "torchvision:deeplabv3": TORCHVISION["deeplabv3_mobilenet_v3_large"],
     "timm:mobilenetv3_large_100": TIMM["mobilenetv3_large_100"],
     "timm:tf_mobilenetv3_large_100": TIMM["tf_mobilenetv3_large_100"],
@@ -36,7 +37,6 @@ WHOLE: dict[str, Row] = {
 
 PARTS = {
     "ssdlite320": ["detector.backbone"],
-    "lraspp_mobilenet_v3_large": ["backbone"],
 }
 
 
@@ -47,7 +47,8 @@ def test_planned_as_a_whole(name: str) -> None:
     assert isinstance(fast, PlannedNetwork)
     gated = [step for step in parse_program(fast.program).steps if step.gate != "-"]
     assert len(gated) == sum(
-        type(module).__name__.startswith("SqueezeExcit") for module in original.modules()
+        type(module).__name__.startswith(("SqueezeExcit", "LRASPPHead"))
+        for module in original.modules()
     )
     for x in (photo(1, 64, 64), photo(3, 64, 96)):
         assert_same_answer(fast, original, x)

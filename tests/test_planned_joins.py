@@ -11,6 +11,7 @@ from guarded_memory import Arena
 from network_builder import NetworkBuilder, fastdw_ops
 from test_planned_network import assert_near
 from torch import Tensor
+from torch.nn import functional as F
 
 planned_network = fastdw_ops.planned_network.default
 Threads = Callable[[int], None]
@@ -27,6 +28,8 @@ DENSE: list[tuple[int, int, tuple[int, int], dict[str, Any]]] = [
     (16, 16, (13, 15), {"dilation": (2, 2), "padding": (2, 2, 2, 2)}),
     (20, 24, (14, 17), {"dilation": (6, 9), "padding": (9, 9, 6, 6)}),
     (20, 24, (11, 9), {"dilation": (12, 12), "padding": (12, 12, 12, 12)}),
+    (70, 33, (13, 16), {"dilation": (5, 6), "padding": (6, 6, 5, 5)}),  # stretches of 4 columns
+    (17, 40, (19, 3), {"kernel": (3, 2)}),
     (18, 20, (14, 15), {"dilation": (5, 3), "stride": (2, 2), "padding": (3, 5, 7, 1)}),
     (5, 6, (10, 9), {"dilation": (4, 1), "stride": (1, 2), "padding": (2, 0, 8, 6)}),
     (480, 20, (3, 4), {"padding": "same"}),  # two chunks of channels
@@ -191,11 +194,69 @@ def test_what_others_read_too(build: Callable[[], NetworkBuilder], isa: str) -> 
     assert_near(planned_network(x, net.packed(), net.program()), net.expected(x))
 
 
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("widths", [(20, 10, 18), (7, 29, 6), (16, 33, 4), (1, 2, 60)], ids=str)
+def test_channels_of_any_widths(
+    isa: str, groups: int, widths: tuple[int, ...], threads: Threads
+) -> None:
+    net = NetworkBuilder(8)
+    parts = [net.pointwise("x", width) for width in widths]
+    whole = net.concat(*parts, parts[0], parts[1], groups=groups)
+    total = net.channels[whole]
+    half = net.concat(*parts, parts[0], parts[1], groups=groups, first=total // 2)
+    few = net.concat(half, groups=1, first=3, channels=net.channels[half] - 4)
+    net.outputs = [whole, net.pointwise(few, 9), net.concat(few, whole), net.depthwise(parts[1])]
+    x = torch.randn(3, 8, 7, 5)
+    threads(1)
+    alone = planned_network(x, net.packed(), net.program())
+    assert_near(alone, net.expected(x))
+    threads(2)
+    for y, z in zip(planned_network(x, net.packed(), net.program()), alone, strict=True):
+        assert torch.equal(y, z)
+
+
+POOLS: list[tuple[tuple[int, int], dict[str, Any]]] = [
+    ((9, 12), {"stride": (2, 2)}),
+    ((5, 1), {"kernel": (2, 1), "stride": (2, 1), "padding": (0, 0, 0, 0)}),
+    ((13, 8), {"padding": "same", "stride": (2, 3), "kernel": (3, 5)}),
+    ((12, 11), {"dilation": (2, 3), "padding": (1, 1, 1, 1)}),
+]
+
+
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize(("size", "window"), POOLS)
+@pytest.mark.parametrize("channels", [5, 16, 24])
+def test_max_pool(
+    isa: str, size: tuple[int, int], window: dict[str, Any], channels: int, threads: Threads
+) -> None:
+    net = NetworkBuilder(channels)
+    inner = net.max_pool(net.pointwise("x", 2 * channels), **window)
+    net.outputs = [net.max_pool("x", **window), inner]
+    x = torch.randn(2, channels, *size)
+    threads(2)
+    assert_near(planned_network(x, net.packed(), net.program()), net.expected(x))
+
+
+def test_a_max_pool_passes_nan_and_infinity_as_torch_does(isa: str) -> None:
+    net = NetworkBuilder(17)
+    net.outputs = [net.max_pool("x", padding=(1, 1, 1, 1))]
+    x = torch.randn(1, 17, 9, 9)
+    x[0, 3, 4, 5], x[0, 4, 2, 2], x[0, 16] = float("nan"), float("inf"), float("-inf")
+    (y,) = planned_network(x, net.packed(), net.program())
+    torch.testing.assert_close(y, F.max_pool2d(x, 3, 1, 1), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("at_end", [False, True])
 def test_no_byte_beyond_a_buffer_is_touched(isa: str, at_end: bool) -> None:
     networks = [dense_network(i, o, window, "relu") for i, o, _, window in DENSE]
     sizes = [size for _, _, size, _ in DENSE]
-    for net, size in [*zip(networks, sizes, strict=True), (decoder([0, 5]), (7, 9))]:
+    shuffled = NetworkBuilder(20)
+    parts = shuffled.max_pool("x", stride=(2, 2)), shuffled.pointwise("x", 20)
+    narrow = shuffled.concat("0", shuffled.depthwise(parts[1], stride=(2, 2)), groups=2, first=7)
+    shuffled.outputs = [narrow, shuffled.concat(narrow, parts[0])]
+    others = [(decoder([0, 5]), (7, 9)), (shuffled, (7, 6))]
+    for net, size in [*zip(networks, sizes, strict=True), *others]:
         x = torch.randn(1, net.channels["x"], *size)
         with Arena() as arena:
             x_at, weights = arena.copy(x, at_end), arena.copy(net.packed(), at_end)
@@ -205,8 +266,9 @@ def test_no_byte_beyond_a_buffer_is_touched(isa: str, at_end: bool) -> None:
 
 BAD = {
     "concat in=x out=1 channels=16": "expected feature maps",
-    "concat in=0,0 out=1 channels=32": "a value stands twice",
-    "concat in=0 out=1 channels=17": "channels: expected 16, got 17",
+    "concat in=0 out=1 channels=17": "channels: expected at most 16 from 0, got 17",
+    "concat in=0,0 out=1 channels=8 first=25": "channels: expected at most 7 from 25, got 8",
+    "concat in=0 out=1 channels=16 groups=3": "groups: expected a divisor of 16, got 3",
     "resize in=0 out=1 channels=16 like=9 scale=1,1 mode=nearest": 'the value "9"',
     "resize in=0 out=1 channels=16 like=- scale=1,0 mode=nearest": "scale",
     "resize in=0 out=1 channels=16 like=- scale=1,1 mode=cubic": "mode: expected nearest",
@@ -232,7 +294,7 @@ def test_maps_of_other_sizes_are_not_joined() -> None:
         planned_network(torch.zeros(1, 16, 6, 6), net.packed(), net.program())
 
 
-@pytest.mark.parametrize("step", ["dense", "resize", "concat"])
+@pytest.mark.parametrize("step", ["dense", "resize", "concat", "max_pool"])
 def test_no_gpu_runs_them(step: str) -> None:
     net = NetworkBuilder(16)
     value = net.depthwise("x")
@@ -240,6 +302,7 @@ def test_no_gpu_runs_them(step: str) -> None:
         "dense": lambda: net.dense(value, 16),
         "resize": lambda: net.resize(value, "nearest", scale=(2, 2)),
         "concat": lambda: net.concat(value, net.pointwise(value, 4)),
+        "max_pool": lambda: net.max_pool(value),
     }
     net.outputs = [joined[step]()]
     text = net.program().replace("\n", " target=cuda_fp16\n", 1)

@@ -42,6 +42,8 @@ const char* kind_of(const PlanStep& step) {
   if (step.has_stem_blob()) return "expand_depthwise";
   if (std::holds_alternative<DenseConvParams>(step.params)) return "dense_conv";
   if (std::holds_alternative<ResizeParams>(step.params)) return "resize";
+  if (std::holds_alternative<CopyChannelsParams>(step.params)) return "concat";
+  if (std::holds_alternative<MaxPoolParams>(step.params)) return "max_pool";
   switch (step.blob.kind) {
     case BlobKind::depthwise_conv: return "depthwise_conv";
     case BlobKind::pointwise_conv: return "pointwise_conv";
@@ -165,6 +167,7 @@ class Explanation {
           if constexpr (is_block) json_.add("channels_hidden", params.channels_hidden);
           if constexpr (is_block || std::is_same_v<Params, DepthwiseParams> ||
                         std::is_same_v<Params, DenseConvParams> ||
+                        std::is_same_v<Params, MaxPoolParams> ||
                         std::is_same_v<Params, StemParams>) {
             const Window& window = params.window;
             json_.add("kernel", std::vector<int64_t>{window.kernel_h, window.kernel_w});

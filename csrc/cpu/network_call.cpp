@@ -34,6 +34,8 @@ void set_weights(InvertedResidualParams& params, const BlobWeights& weights) {
 }
 void set_weights(GlobalPoolParams&, const BlobWeights&) {}
 void set_weights(ResizeParams&, const BlobWeights&) {}
+void set_weights(CopyChannelsParams&, const BlobWeights&) {}
+void set_weights(MaxPoolParams&, const BlobWeights&) {}
 void set_weights(LinearParams& params, const BlobWeights& weights) {
   params.weights = weights.pointwise;
 }

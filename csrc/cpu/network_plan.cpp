@@ -4,6 +4,7 @@
 #include <list>
 #include <mutex>
 
+#include "csrc/cpu/channel_runs.h"
 #include "csrc/cpu/chosen_blocking.h"
 #include "csrc/cpu/hidden_shares.h"
 #include "csrc/cpu/step_fusion.h"
@@ -117,17 +118,23 @@ class Planner {
   void add_concat(const ProgramStep& step) {
     const PlanValue first = value(step.parts.front());
     set_value(step.output, first.height, first.width);
-    int64_t channels = 0;
+    int64_t all_channels = 0, channels = 0;
+    for (const int part : step.parts) all_channels += value(part).channels;
     for (const int part : step.parts) {
       const PlanValue& placed = value(part);
       FASTDW_CHECK(placed.height == first.height && placed.width == first.width, step.where,
                    ": in: expected images of ", first.height, "x", first.width, ", got ",
                    placed.height, "x", placed.width);
-      const int64_t part_channels = placed.channels;
-      const int lies_in = can_lie_in_whole(part) ? part : copy_of(step, part);
-      value(lies_in).whole = step.output;
-      value(lies_in).first_of_whole = channels / kChannelBlock;  // in blocks until they are placed
-      channels += part_channels;
+      const ChannelShuffle shuffle{step.groups, all_channels / step.groups, step.first_channel,
+                                   value(step.output).channels};
+      const auto runs = runs_of_part(shuffle, channels, placed.channels);
+      channels += placed.channels;
+      if (runs.size() == 1 && runs[0].keeps_blocks(placed.channels) && can_lie_in_whole(part)) {
+        value(part).whole = step.output;
+        value(part).first_of_whole = runs[0].first_out / kChannelBlock;  // blocks until placed
+      } else {
+        for (const ChannelRun& run : runs) copy_channels(step, part, run);
+      }
     }
   }
 
@@ -143,18 +150,10 @@ class Planner {
     });
   }
 
-  int copy_of(const ProgramStep& step, int index) {
-    const int copy = static_cast<int>(plan_->values.size());
-    plan_->values.push_back(value(index));
-    PlanValue& result = value(copy);
-    result.whole = kNoValue;
-    ResizeParams params{};
-    fill_images(params, result, result, {{}, result.height, result.width});
-    params.channels = result.channels;
-    params.mode = ResizeMode::nearest;
-    plan_->image_steps.push_back({params, index, copy, kNoValue, kNoValue, kNoValue, kNoValue, {},
-                                  {}, step.text_step, step.text_step, 0.0});
-    return copy;
+  void copy_channels(const ProgramStep& step, int part, const ChannelRun& run) {
+    plan_->image_steps.push_back({run.copy(value(part).height * value(part).width), part,
+                                  step.output, kNoValue, kNoValue, kNoValue, kNoValue, {}, {},
+                                  step.text_step, step.text_step, 0.0});
   }
 
   // Over all input channels: a stem, or any other dense one.
@@ -204,6 +203,13 @@ class Planner {
         fill_images(params, input, output, sampling);
         params.channels = input.channels;
         params.mode = step.resize_mode;
+        return params;
+      }
+      case StepKind::max_pool: {
+        plan_->multiply_adds += results * taps;
+        MaxPoolParams params{};
+        fill_images(params, input, output, sampling);
+        params.channels = input.channels;
         return params;
       }
       case StepKind::block: return block_params_of(step, sampling);

@@ -15,11 +15,14 @@ namespace fastdw {
 
 using StepParams = std::variant<StemParams, DepthwiseParams, PointwiseParams, DenseConvParams,
                                 InvertedResidualParams, StemBlockParams, GlobalPoolParams,
-                                LinearParams, ResizeParams>;
+                                LinearParams, ResizeParams, CopyChannelsParams,
+                                MaxPoolParams>;
 
 inline bool has_weights(const StepParams& params) {
   return !std::holds_alternative<GlobalPoolParams>(params) &&
-         !std::holds_alternative<ResizeParams>(params);
+         !std::holds_alternative<ResizeParams>(params) &&
+         !std::holds_alternative<CopyChannelsParams>(params) &&
+         !std::holds_alternative<MaxPoolParams>(params);
 }
 
 // Where a blob of weights lies in the packed buffer.

@@ -50,6 +50,13 @@ inline const Kernel<DenseConvParams>& kernel_for(const KernelTable& table, const
 inline const Kernel<ResizeParams>& kernel_for(const KernelTable& table, const ResizeParams&) {
   return table.resize;
 }
+inline const Kernel<CopyChannelsParams>& kernel_for(const KernelTable& table,
+                                                    const CopyChannelsParams&) {
+  return table.copy_channels;
+}
+inline const Kernel<MaxPoolParams>& kernel_for(const KernelTable& table, const MaxPoolParams&) {
+  return table.max_pool;
+}
 inline const Kernel<InvertedResidualParams>& kernel_for(const KernelTable& table,
                                                         const InvertedResidualParams&) {
   return table.inverted_residual;

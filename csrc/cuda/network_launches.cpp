@@ -191,6 +191,7 @@ LaunchList NetworkLaunches::launches(int index, const NetworkMemory& memory) con
     case StepKind::block: return block(step, weights, memory);
     case StepKind::dense_conv:
     case StepKind::resize:
+    case StepKind::max_pool:
     case StepKind::concat: fail(step.step.where, ": only the CPU runs this step");
     case StepKind::global_pool:
     case StepKind::linear: break;

@@ -63,6 +63,7 @@ StepWeights find_step_weights(const ProgramStep& step, DType dtype, const uint8_
     case StepKind::global_pool: return weights;
     case StepKind::dense_conv:
     case StepKind::resize:
+    case StepKind::max_pool:
     case StepKind::concat: fail(step.where, ": only the CPU runs this step");
   }
   FASTDW_CHECK(cursor.end() <= available, step.where, ": packed: expected ", cursor.end(),

@@ -25,7 +25,7 @@ _IN_PLACE: dict[str, Callable[..., Tensor]] = {
     "hardswish": F.hardswish,
     "silu": F.silu,
 }
-JOINS = ("concat", "resize")
+JOINS = ("concat", "resize", "max_pool")
 StepKey = tuple[int, str]  # which step of the program, and "global_pool" or its op
 
 
@@ -62,10 +62,14 @@ def _activated(y: Tensor, activation: str) -> Tensor:
 
 
 def _join(step: Step, values: dict[str, Tensor]) -> Tensor:
-    """A concatenation, or a resize; of a vector it makes a constant map."""
+    """A concatenation, a max pool, or a resize; of a vector it makes a constant map."""
     parts = [values[name] for name in step.input.split(",")]
     if step.op == "concat":
-        return torch.cat(parts, 1)
+        joined = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        shuffled = F.channel_shuffle(joined, step.groups) if step.groups > 1 else joined
+        return shuffled[:, step.first : step.first + step.channels]
+    if step.op == "max_pool":
+        return _max_pool(step, parts[0])
     x = parts[0] if parts[0].dim() == 4 else parts[0][:, :, None, None]
     mode, aligned = step.mode.partition("_")[::2]
     corners = bool(aligned) if mode == "bilinear" else None
@@ -73,6 +77,12 @@ def _join(step: Step, values: dict[str, Tensor]) -> Tensor:
         return F.interpolate(x, values[step.like].shape[2:], mode=mode, align_corners=corners)
     factors = tuple(float(factor) for factor in step.scale)
     return F.interpolate(x, scale_factor=factors, mode=mode, align_corners=corners)
+
+
+def _max_pool(step: Step, x: Tensor) -> Tensor:
+    sides = resolve_padding(step.padding, step.kernel, step.stride, step.dilation, x.shape[2:])
+    x = F.pad(x, sides, value=float("-inf")) if any(sides) else x
+    return F.max_pool2d(x, step.kernel, step.stride, dilation=step.dilation)
 
 
 class TorchSteps:

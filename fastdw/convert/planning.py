@@ -121,7 +121,7 @@ def optimize(
         for parameter in fast.parameters():
             parameter.requires_grad_(False)
         report = convert(fast, backend=backend, strict=strict)
-        network = _network(fast, report, keep_weights, backend)
+        network = _network(fast, report, runs[0], keep_weights, backend)
         parts = PlannedParts()
         if not report.planned:
             parts = _planned_parts(fast, report, runs[0], dtype, backend)
@@ -221,13 +221,15 @@ def _other_batch(model: nn.Module, run: _Run) -> list[_Run]:
 
 
 def _network(
-    fast: nn.Module, report: Report, keep_weights: bool, backend: str
+    fast: nn.Module, report: Report, run: _Run, keep_weights: bool, backend: str
 ) -> PlannedNetwork | PartlyFusedNetwork:
     """The planned network, or the converted one with the reason in the report."""
     report.planned = False
     try:
         _check_plannable(fast, backend)
-        network = PlannedNetwork(fast, record(fast), keep_weights, backend)
+        image = run[0][0] if run[0] else None
+        shape = image.shape if isinstance(image, Tensor) and image.dim() == 4 else None
+        network = PlannedNetwork(fast, record(fast, shape), keep_weights, backend)
     except NotPlannable as reason:
         report.plan_reason = str(reason)
         _lay_out(fast, torch.channels_last)

@@ -21,6 +21,7 @@ from fastdw import activation as activations
 from fastdw.backends import DTYPE_NAMES
 from fastdw.geometry import output_size
 from fastdw.ops import checks
+from fastdw.ops.program_checks import check_values
 
 VERSION = 1
 ALIGNMENT_BYTES = 64
@@ -51,25 +52,28 @@ STEP_KEYS: dict[str, tuple[str, ...]] = {
     "dense_conv": ("in", "out", *_CHANNELS, *_DEPTHWISE, "activation", "weights"),
     "biased_pointwise_conv": ("in", "out", *_CHANNELS, "bias", "activation", "weights"),
     "resize": ("in", "out", "channels", "like", "scale", "mode"),
-    "concat": ("in", "out", "channels"),
+    "concat": ("in", "out", "channels", "groups", "first"),
+    "max_pool": ("in", "out", "channels", *_DEPTHWISE),
 }
 """The keys of each step, in the order in which they are written.
 
 ``biased_pointwise_conv`` adds the vector ``bias`` of each image before the activation; ``resize``
 gives the size of ``like``, or ``scale`` times the input's if that is "-"; ``concat`` joins the
-channels of several values, named with commas between them.
+channels of several values, named with commas between them: these are shuffled as
+``torch.nn.ChannelShuffle(groups)`` does it, and ``channels`` of them kept from ``first`` on.
 """
 
-CPU_STEPS = ("dense_conv", "biased_pointwise_conv", "resize", "concat")
+CPU_STEPS = ("dense_conv", "biased_pointwise_conv", "resize", "concat", "max_pool")
 """Steps that no GPU runs."""
 
-WEIGHTLESS = ("global_pool", "resize", "concat")
+WEIGHTLESS = ("global_pool", "resize", "concat", "max_pool")
 
 RESIZE_MODES = ("nearest", "bilinear", "bilinear_aligned")
 
 OPTIONAL_KEYS: dict[str, dict[str, str]] = {
     "pointwise_conv": {"gate": "-"},
     "classifier_head": {"activation": "none"},
+    "concat": {"groups": "1", "first": "0"},
 }
 """Keys that are not written where they have this value."""
 
@@ -87,6 +91,8 @@ class Step:
     channels_hidden: int = 0
     channels_out: int = 0
     channels: int = 0
+    groups: int = 1
+    first: int = 0
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()  # empty: same
@@ -147,7 +153,7 @@ class Step:
         height, width = output_size(
             shape[2:], self.kernel, self.stride, self.padding, self.dilation
         )
-        return (shape[0], self.channels_out, height, width)
+        return (shape[0], self.channels_out or self.channels, height, width)
 
     def weight_shapes(self) -> list[tuple[int, ...]]:
         """Return the shape of the weight of each of the step's convolutions, or linear layer."""
@@ -274,7 +280,7 @@ def parse_program(text: str) -> Program:
     steps = []
     for number, line in enumerate(lines[1:], start=2):
         step = _parse_step(line, number)
-        _check_values(step, widths, number)
+        check_values(step, widths, step.op in WEIGHTLESS, number)
         if target != CPU and step.op in CPU_STEPS:
             raise ValueError(f"program: line {number}: {step.op}: only the CPU runs this step")
         widths[step.output] = step.channels_out or step.channels
@@ -355,30 +361,6 @@ def _written(step: Step, key: str) -> str:
     if isinstance(value, bool):
         return str(int(value))
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _check_values(step: Step, widths: dict[str, int], number: int) -> None:
-    where = f"program: line {number}: {step.op}"
-    wanted = step.channels if step.op in WEIGHTLESS else step.channels_in
-    parts = step.input.split(",") if step.op == "concat" else [step.input]
-    unknown = [part for part in parts if part not in widths]
-    if unknown or sum(widths[part] for part in parts) != wanted:
-        got = "none" if unknown else sum(widths[part] for part in parts)
-        raise ValueError(
-            f"{where}: in={step.input}: expected a value of {wanted} channels, got {got}"
-        )
-    for key in ("bias", "like"):
-        if getattr(step, key) not in ("-", *widths):
-            raise ValueError(f"{where}: {key}={getattr(step, key)}: no step before computes it")
-    if step.output in widths:
-        raise ValueError(f"{where}: out={step.output}: this value exists already")
-    if step.op == "pointwise_conv" and step.residual not in ("-", *widths):
-        raise ValueError(f"{where}: residual={step.residual}: no step before computes it")
-    if step.gate != "-" and widths.get(step.gate) != step.channels_in:
-        raise ValueError(
-            f"{where}: gate={step.gate}: expected a value of {step.channels_in} channels, "
-            f"got {widths.get(step.gate, 'none')}"
-        )
 
 
 def fake(x: Tensor, packed: Tensor, program: str) -> list[Tensor]:

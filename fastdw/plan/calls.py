@@ -32,6 +32,12 @@ DROPOUTS: tuple[Any, ...] = (F.dropout, F.dropout2d, F.alpha_dropout, torch.drop
 MEANS: tuple[Any, ...] = (torch.mean, "mean")
 FLATTENINGS: tuple[Any, ...] = (torch.flatten, "flatten")
 CONCATENATIONS: tuple[Any, ...] = (torch.cat, torch.concat, torch.concatenate)
+POOL_SETTINGS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+CHUNKS: tuple[Any, ...] = (torch.chunk, "chunk")
+SPLITS: tuple[Any, ...] = (torch.split, "split")
+CHANNEL_SHUFFLES: tuple[Any, ...] = (F.channel_shuffle, torch.channel_shuffle)
+TRANSPOSES: tuple[Any, ...] = (torch.transpose, "transpose")
+VIEWS: tuple[Any, ...] = (torch.reshape, "reshape", "view")
 
 SETTINGS: dict[Any, set[str]] = {
     **dict.fromkeys(ACTIVATION_FUNCTIONS, {"inplace"}),
@@ -39,6 +45,10 @@ SETTINGS: dict[Any, set[str]] = {
     **dict.fromkeys(MEANS, {"dim", "keepdim"}),
     **dict.fromkeys(FLATTENINGS, {"start_dim", "end_dim"}),
     **dict.fromkeys(CONCATENATIONS, {"dim"}),
+    **dict.fromkeys(CHUNKS, {"chunks", "dim"}),
+    **dict.fromkeys(SPLITS, {"split_size", "split_size_or_sections", "dim"}),
+    **dict.fromkeys(CHANNEL_SHUFFLES, {"groups"}),
+    F.max_pool2d: {*POOL_SETTINGS},
     F.interpolate: {
         *("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor"),
         "antialias",

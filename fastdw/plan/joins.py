@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fastdw.geometry import normalize_pair
 from fastdw.nn.fused_module import ConvUnit, FusedModule, NotFusable
 from fastdw.nn.units import Unit, check_units
 from fastdw.ops.program import Step
-from fastdw.plan.calls import CONCATENATIONS
+from fastdw.plan.calls import CONCATENATIONS, POOL_SETTINGS, argument
+from fastdw.plan.channels import Selections
 from fastdw.plan.steps import PlanStep, activate, step_of
-from fastdw.plan.values import NotPlannable, Value
+from fastdw.plan.values import Value
 
-CHANNEL_BLOCK = 16
 ADDITIONS: tuple[Any, ...] = (operator.add, torch.add)
 UPSAMPLINGS: tuple[type, ...] = (nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d)
 
@@ -44,7 +45,7 @@ class SlicedUnit(ConvUnit):
         return scale, bias if self.has_bias else None
 
 
-class Joins:
+class Joins(Selections):
     """The part of the recorder that joins maps. A value's kind may then also be
 
     "broadcast" a pixel at the size of the map ``like``, "mixed" a
@@ -52,12 +53,7 @@ class Joins:
     the map ``id``.
     """
 
-    steps: list[PlanStep]
-    values: dict[fx.Node, Value]
     modules: dict[str, nn.Module]
-
-    def _channels(self, value: str) -> int:
-        raise NotImplementedError
 
     def _only_reader(self, node: fx.Node, source: Value) -> int | None:
         raise NotImplementedError
@@ -76,6 +72,8 @@ class Joins:
         value: Value | None = None
         if target in CONCATENATIONS:
             value = self._concatenated(node)
+        elif target is F.max_pool2d:
+            value = self._max_pooled(node, source, *_pool_arguments(node))
         elif target is F.interpolate:
             value = self._resized(node, source, *_resize_arguments(node))
         elif target is torch.zeros_like and source.kind == "map":
@@ -90,30 +88,71 @@ class Joins:
             self.values[node] = value
         return value is not None
 
-    def _upsample(self, node: fx.Node, source: Value, module: nn.Module) -> bool:
-        """Record an upsampling module; False if there is no step for it."""
-        assert isinstance(module, nn.Upsample)
-        mode = _mode(module.mode, module.align_corners)
-        value = self._resized(node, source, module.size, module.scale_factor, mode)
+    def _join_module(self, node: fx.Node, source: Value, module: nn.Module) -> bool:
+        """Record a module that resizes, shuffles or pools maps; False if it has no step."""
+        kind, value = type(module), None
+        if kind in UPSAMPLINGS:
+            assert isinstance(module, nn.Upsample)
+            mode = _mode(module.mode, module.align_corners)
+            value = self._resized(node, source, module.size, module.scale_factor, mode)
+        elif kind is nn.ChannelShuffle and source.kind == "map" and source.id != "x":
+            value = self._shuffled(node, source, module.groups)
+        elif kind is nn.MaxPool2d:
+            settings = [getattr(module, name) for name in POOL_SETTINGS]
+            value = self._max_pooled(node, source, *settings)
         if value is not None:
             self.values[node] = value
         return value is not None
+
+    def _max_pooled(
+        self,
+        node: fx.Node,
+        source: Value,
+        kernel: Any,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        ceil_mode: Any,
+        return_indices: Any,
+    ) -> Value | None:
+        if source.kind != "map" or ceil_mode or return_indices:
+            return None
+        try:
+            sizes = [
+                tuple(normalize_pair(size, "size")) for size in (kernel, stride or kernel, dilation)
+            ]
+            sides = normalize_pair(padding, "padding", 0)
+        except (TypeError, ValueError):
+            return None
+        step = Step(
+            "max_pool",
+            source.id,
+            self._new_id(),
+            kernel=sizes[0],
+            stride=sizes[1],
+            padding=(sides[1], sides[1], sides[0], sides[0]),
+            dilation=sizes[2],
+        )
+        return self._weightless(node, source, step)
 
     def _resized(
         self, node: fx.Node, source: Value, size: Any, scale: Any, mode: str | None
     ) -> Value | None:
         like, factors = self._size_of(size), _whole_factors(scale)
-        if mode is None or source.kind not in ("map", "pixel"):
+        if mode is None or source.kind not in ("map", "gated", "pixel"):
             return None
         if like is not None and scale is None:
             if source.kind == "pixel":
                 return replace(source, kind="broadcast", like=like, node=node)
             step = Step("resize", source.id, self._new_id(), like=like, mode=mode)
-        elif size is None and factors is not None and source.kind == "map":
+        elif size is None and factors is not None and source.kind != "pixel":
             step = Step("resize", source.id, self._new_id(), scale=factors, mode=mode)
         else:
             return None
-        return self._weightless(node, source, step)
+        resized = self._weightless(node, source, step)
+        if resized is None or source.kind == "map":
+            return resized
+        return replace(resized, kind="gated")  # gates may as well multiply what is resized
 
     def _weightless(self, node: fx.Node, source: Value, step: Step) -> Value | None:
         channels = step.channels or self._channels(source.id)
@@ -144,13 +183,6 @@ class Joins:
         known = [p for p in parts if p is not None and p.kind in ("map", "broadcast")]
         if len(known) != len(listed) or any(p.id == "x" for p in known):
             return None
-        widths = [self._channels(p.id) for p in known if p.kind == "map"]
-        uneven = [width for width in widths[:-1] if width % CHANNEL_BLOCK]
-        if uneven:
-            raise NotPlannable(
-                f"{node.name}: a part of {uneven[0]} channels, not a multiple of {CHANNEL_BLOCK}, "
-                "stands before another"
-            )
         mixed = replace(known[0], kind="mixed", node=node, parts=tuple(known))
         if any(p.kind == "broadcast" for p in known):
             return mixed
@@ -159,11 +191,9 @@ class Joins:
     def _concat(self, node: fx.Node, maps: Sequence[Value]) -> Value | None:
         if len(maps) == 1:
             return replace(maps[0], node=node, parts=())
-        widths = [self._channels(part.id) for part in maps]
-        ids = [part.id for part in maps]
-        if any(width % CHANNEL_BLOCK for width in widths[:-1]) or len({*ids}) != len(ids):
-            return None  # a vector's channels between them
-        step = Step("concat", ",".join(ids), self._new_id(), channels=sum(widths))
+        channels = sum(self._channels(part.id) for part in maps)
+        names = ",".join(part.id for part in maps)
+        step = Step("concat", names, self._new_id(), channels=channels)
         return self._weightless(node, maps[0], step)
 
     def _as_map(self, node: fx.Node, source: Value) -> Value | None:
@@ -289,6 +319,15 @@ def _resize_arguments(node: fx.Node) -> tuple[Any, Any, str | None]:
     plain = not given.get("antialias") and not given.get("recompute_scale_factor")
     mode = _mode(given.get("mode", "nearest"), given.get("align_corners"))
     return given.get("size"), given.get("scale_factor"), mode if plain else None
+
+
+def _pool_arguments(node: fx.Node) -> list[Any]:
+    """The arguments of `F.max_pool2d`, in the order of `POOL_SETTINGS`."""
+    defaults = (0, None, 0, 1, False, False)
+    return [
+        argument(node, position, name, default)
+        for position, (name, default) in enumerate(zip(POOL_SETTINGS, defaults, strict=True), 1)
+    ]
 
 
 def _mode(mode: Any, align_corners: Any) -> str | None:

@@ -91,6 +91,9 @@ class PlannedNetwork(nn.Module):
     Without them, `state_dict` is the packed buffer only, such inputs are refused, and so is another
     dtype on the CPU.
 
+    A network that branches on the image's height and width is planned for one way through it;
+    images that take another run as such inputs do.
+
     Moved to CUDA, the packed weights are rearranged and take the network's dtype (fp32, fp16 or
     bf16), and a call is one launch of a CUDA graph: of the C++ kernels, else of Triton's.
 
@@ -104,6 +107,7 @@ class PlannedNetwork(nn.Module):
         packed: uint8 [bytes], all weights.
         program: the steps as text.
         image: name of the argument that the network takes the image by.
+        conditions: the branches on the image's size that were planned.
         dtype: of the images that the op takes: fp32 on the CPU.
     """
 
@@ -127,6 +131,7 @@ class PlannedNetwork(nn.Module):
         self._returns_tensor = self.structure.is_leaf()
         self.places = recording.places
         self.image = recording.image
+        self.recorded_shape, self.conditions = recording.shape, recording.conditions
         self._model: tuple[nn.Module, ...] = ()
         if keep_weights:
             share_state(self, model)
@@ -178,6 +183,9 @@ class PlannedNetwork(nn.Module):
             return f"x: expected a tensor on {packed.device}, got one on {x.device}"
         if not x.is_cpu and not self._on_gpu:
             return f"x: no planned network runs on {x.device}: {self._gpu_reason()}"
+        if x.dim() == 4 and not all(condition.holds(x.shape) for condition in self.conditions):
+            height, width = x.shape[2:]
+            return f"x: the network takes another way at {height}x{width} than the planned one"
         if x.requires_grad and torch.is_grad_enabled():
             return "x: expected no requires_grad, a planned network has no gradient"
         backend = self._backend_in_use()
@@ -246,7 +254,7 @@ class PlannedNetwork(nn.Module):
 def _repack(network: PlannedNetwork, _: Any) -> None:
     """Pack the weights that `load_state_dict` brought."""
     with torch.no_grad():
-        packed, program = pack(record(network._model[0]))
+        packed, program = pack(record(network._model[0], network.recorded_shape))
         if parse_program(network.program).target != CPU:
             packed, program = packed_layout.to_cuda_layout(packed, program, network.dtype)
     network.program = program

@@ -35,7 +35,10 @@ from fastdw.plan.calls import (
     size_kind,
     target_name,
 )
-from fastdw.plan.joins import UPSAMPLINGS, Joins, dense_units
+from fastdw.plan.channels import Selection, without_unread
+from fastdw.plan.conditions import Condition
+from fastdw.plan.joins import Joins, dense_units
+from fastdw.plan.pools import Pools
 from fastdw.plan.steps import PlanStep, activate, add_into, merge_blocks, step_of
 from fastdw.plan.trace import NotTraceable, Traced, trace_forward
 from fastdw.plan.values import NotPlannable, Value
@@ -58,6 +61,9 @@ class Recording:
         structure: how the outputs are nested.
         places: which output of the program each of them is; one may be returned twice.
         image: what `forward` calls the image.
+        shape: of the image that it was recorded with, if any.
+        conditions: the branches on the image's size that `forward` took: an image with which it
+            takes others has no plan here.
     """
 
     program: Program
@@ -65,6 +71,8 @@ class Recording:
     structure: pytree.TreeSpec
     places: tuple[int, ...]
     image: str
+    shape: tuple[int, ...] | None = None
+    conditions: tuple[Condition, ...] = ()
 
 
 INERT_TYPES: set[type] = {nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout}
@@ -86,27 +94,29 @@ NORMS: dict[type, Callable[[nn.Module], Sequence[nn.Module]]] = {nn.BatchNorm2d:
 POOLED = ("pooled", "pooled input", "pixel")
 """Kinds of values [N, C, 1, 1], on which a 1x1 convolution is a linear layer."""
 
-FLATTENED = ("pooled", "pixel", "flat", "vector")
-"""Kinds of values that may be viewed as [N, C]."""
-
 READS_MORE = {"pointwise_conv": ["gated"], "classifier_head": ["flat", "vector"]}
 """Kinds of values besides maps that a step can read."""
 
 
-def record(model: nn.Module) -> Recording:
+def record(model: nn.Module, shape: Sequence[int] | None = None) -> Recording:
     """Record what `model` computes in eval mode.
+
+    Args:
+        model: a network.
+        shape: of an image, for a network that branches on its size.
 
     Raises:
         NotPlannable: something in it has no step.
     """
     try:
-        traced = trace_forward(model, _is_leaf)
+        traced = trace_forward(model, _is_leaf, shape)
     except NotTraceable as error:
         raise NotPlannable(f"torch.fx cannot trace the model: {error}") from error
     recorder = _Recorder(model, traced)
     for node in traced.graph.nodes:
         recorder.take(node)
-    return recorder.finish()
+    known = None if shape is None else tuple(shape)
+    return replace(recorder.finish(), shape=known, conditions=traced.conditions)
 
 
 def _is_leaf(module: nn.Module) -> bool:
@@ -118,12 +128,13 @@ def _is_leaf(module: nn.Module) -> bool:
     return kind.__module__.startswith("torch.nn.") and kind is not nn.Sequential
 
 
-class _Recorder(Joins):
+class _Recorder(Joins, Pools):
     def __init__(self, model: nn.Module, traced: Traced) -> None:
         self.model, self.traced = model, traced
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.steps: list[PlanStep] = []
         self.values: dict[fx.Node, Value] = {}
+        self.selected: dict[tuple[str, Selection], str] = {}
         self.outputs: list[str] = []
         self.structure: pytree.TreeSpec | None = None
 
@@ -142,7 +153,7 @@ class _Recorder(Joins):
 
     def finish(self) -> Recording:
         """Merge blocks and write the program."""
-        steps = merge_blocks(self.steps, self.outputs)
+        steps = merge_blocks(without_unread(self.steps, self.outputs), self.outputs)
         if not steps:
             raise NotPlannable("the model has no step")
         readers = [s.step for s in steps if s.step.input == "x"]
@@ -169,7 +180,7 @@ class _Recorder(Joins):
             raise NotPlannable(f"{name}: called with more than one tensor")
         if "forward" in module.__dict__:
             raise NotPlannable(f"{name}: forward was replaced on the instance")
-        source = self.values[node.args[0]]
+        source = self._read(node)[0]
         activation = activations.name_of(module) or activations.gate_of(module)
         if isinstance(module, FusedModule):
             try:
@@ -205,7 +216,7 @@ class _Recorder(Joins):
             self._step(node, source, pattern, (unit,), False, name)
         elif kind in NORMS and self._normalize(node, source, module, self._tail(module)):
             pass
-        elif kind in UPSAMPLINGS and self._upsample(node, source, module):
+        elif self._join_module(node, source, module):
             pass
         elif activation is not None:
             self._activate(node, source, activation)
@@ -218,13 +229,17 @@ class _Recorder(Joins):
         return [activations.name_of(layer) for layer in layers]
 
     def _function(self, node: fx.Node) -> None:
-        sources = [self.values.get(argument) for argument in node.all_input_nodes]
-        source = sources[0] if sources else None
         target, arguments = node.target, node.args[1:]
         unknown = node.kwargs.keys() - SETTINGS.get(target, set())
-        if source is None or unknown:
+        first = self.values.get(node.all_input_nodes[0]) if node.all_input_nodes else None
+        if first is None or unknown:
             with_them = f" with {', '.join(sorted(unknown))}" if unknown else ""
             raise NotPlannable(f"{node.name}: {target_name(target)}{with_them} has no step")
+        if self._select(node, first):
+            return
+        sources = self._read(node)
+        source = sources[0]
+        assert source is not None
         if target in DROPOUTS and argument(node, 2, "training", True) is False:
             self.values[node] = source
         elif target in ACTIVATION_FUNCTIONS:
@@ -242,23 +257,21 @@ class _Recorder(Joins):
         elif target in FLATTENINGS and flattens_after_batch(node):
             self._flatten(node, source, node.name)
         elif target in ("size", getattr) or (target is operator.getitem and source.kind == "shape"):
-            self.values[node] = Value(source.id, size_kind(target, source.kind, arguments), node)
+            channels = self._channels(source.id) if source.kind == "map" else 0
+            kind = size_kind(target, source.kind, arguments)
+            self.values[node] = Value(source.id, kind, node, numbers=(channels,) * (channels > 0))
         elif target in ("view", "reshape", torch.reshape) and self._is_flat(arguments, source):
             self._flatten(node, source, node.name)
         else:
             raise NotPlannable(f"{node.name}: {target_name(target)} has no step")
 
-    def _is_flat(self, shape: tuple[Any, ...], source: Value) -> bool:
-        """Say whether a view of `source` as `shape` is [batch, channels]."""
-        if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
-            shape = tuple(shape[0])
-        if len(shape) != 2 or source.kind not in FLATTENED:
-            return False
-        batch, channels = shape
-        knows_channels = not isinstance(channels, fx.Node) and channels == self._channels(source.id)
-        if isinstance(batch, fx.Node) and self.values[batch].kind == "batch":
-            return knows_channels or channels == -1
-        return knows_channels and batch == -1
+    def _read(self, node: fx.Node) -> list[Any]:
+        """What `node` reads, selected channels as maps of their own."""
+        for holder in node.all_input_nodes:
+            value = self.values.get(holder)
+            if value is not None and value.kind == "selected":
+                self.values[holder] = self._selected_map(value)
+        return [self.values.get(holder) for holder in node.all_input_nodes]
 
     def _step(
         self,
@@ -288,34 +301,6 @@ class _Recorder(Joins):
             planned = replace(planned, step=replace(planned.step, gate=source.gate))
         self.steps.append(planned)
         self.values[node] = Value(value, kind, node)
-
-    def _pool(self, node: fx.Node, source: Value, flatten: bool, name: str) -> None:
-        kind = "flat" if flatten else "pooled"
-        if source.id == "x" and self._channels("x"):
-            kind = "pooled input"  # which only a 1x1 convolution reads
-        elif source.kind != "map" or source.id == "x":
-            raise NotPlannable(f"{name}: pools something else than a feature map")
-        self.values[node] = Value(source.id, kind, node)
-
-    def _flatten(self, node: fx.Node, source: Value, name: str) -> None:
-        if source.kind not in FLATTENED:
-            raise NotPlannable(f"{name}: flattens a {source.kind}")
-        kind = {"pooled": "flat", "pixel": "vector"}.get(source.kind, source.kind)
-        self.values[node] = replace(source, kind=kind, node=node)
-
-    def _mean(self, node: fx.Node, source: Value) -> None:
-        axes = argument(node, 1, "dim", None)
-        keeps = bool(argument(node, 2, "keepdim", False))
-        if isinstance(axes, (tuple, list)):
-            axes = tuple(axes)
-        if source.kind == "map" and axes in ((2, 3), (3, 2), (-2, -1), (-1, -2)):
-            self._pool(node, source, not keeps, node.name)
-        elif source.kind == "map" and axes in (3, -1) and not keeps:
-            self.values[node] = Value(source.id, "rows", node)
-        elif source.kind == "rows" and axes in (2, -1) and not keeps:
-            self.values[node] = Value(source.id, "flat", node)
-        else:
-            raise NotPlannable(f"{node.name}: a mean that is no global average pool")
 
     def _activate(self, node: fx.Node, source: Value, activation: str) -> None:
         index = self._only_reader(node, source)
@@ -377,7 +362,8 @@ class _Recorder(Joins):
         """Say whether something still reads `source` after `node` has added to it in place."""
         later = {user for holder in self._holders(node, source) for user in holder.users}
         in_place = (*ADDITIONS_IN_PLACE, *PRODUCTS_IN_PLACE)
-        return node.target in in_place and any(node < user for user in later)
+        read_later = any(node < user for user in later) or self._shares_memory(source.id)
+        return node.target in in_place and read_later
 
     def _output(self) -> None:
         leaves, self.structure = pytree.tree_flatten(self.traced.result)
@@ -385,7 +371,7 @@ class _Recorder(Joins):
         for leaf in leaves:
             if not isinstance(leaf, fx.Proxy):
                 raise NotPlannable(f"output: {leaf!r} is no tensor that a step computes")
-            value = self.values[leaf.node]
+            value = self._selected_map(self.values[leaf.node])
             if value.kind == "flat":
                 if value.id not in pooled:
                     pooled[value.id] = self._new_id()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
+from fastdw.plan.conditions import Condition, condition_of, drop_unused_sizes
+
 IsLeaf = Callable[[nn.Module], bool]
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, is_leaf: IsLeaf) -> None:
+    def __init__(self, is_leaf: IsLeaf, shape: Sequence[int] | None) -> None:
         super().__init__()
-        self.is_leaf = is_leaf
+        self.is_leaf, self.shape = is_leaf, shape
+        self.conditions: list[Condition] = []
         self.branched = False
         self.result: Any = None
 
@@ -30,6 +33,10 @@ class _Tracer(fx.Tracer):
     # Both raise, but the forward may catch that and go another way than with tensors.
 
     def to_bool(self, obj: fx.Proxy) -> bool:
+        condition = None if self.shape is None else condition_of(obj.node, self.shape)
+        if condition is not None:
+            self.conditions.append(condition)
+            return condition.answer
         self.branched = True
         return super().to_bool(obj)
 
@@ -50,11 +57,13 @@ class Traced:
         graph: the calls.
         image: name of the argument that stands for the image.
         result: what `forward` returned: proxies in its own containers.
+        conditions: the branches on the image's size that it took.
     """
 
     graph: fx.Graph
     image: str
     result: Any
+    conditions: tuple[Condition, ...] = ()
 
 
 def trace(module: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
@@ -62,12 +71,13 @@ def trace(module: nn.Module, is_leaf: IsLeaf) -> fx.Graph:
     return trace_forward(module, is_leaf).graph
 
 
-def trace_forward(module: nn.Module, is_leaf: IsLeaf) -> Traced:
+def trace_forward(module: nn.Module, is_leaf: IsLeaf, shape: Sequence[int] | None = None) -> Traced:
     """Trace `module.forward`.
 
     Args:
         module: what to trace, as its training flags stand.
         is_leaf: says which modules stay a single call.
+        shape: of an image; then branches on its height and width are taken as this one takes them.
 
     Raises:
         NotTraceable: the forward does not run on proxies.
@@ -79,7 +89,7 @@ def trace_forward(module: nn.Module, is_leaf: IsLeaf) -> Traced:
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         if parameters and parameters[0].name in defaults and parameters[0].default is None:
             del defaults[parameters[0].name]  # an image all the same: None, and forward refuses
-        tracer = _Tracer(is_leaf)
+        tracer = _Tracer(is_leaf, shape)
         graph = tracer.trace(module, concrete_args=defaults or None)
     except Exception as error:  # somebody's forward may raise anything at all on a proxy
         message = str(error).splitlines()[0] if str(error) else ""
@@ -87,7 +97,10 @@ def trace_forward(module: nn.Module, is_leaf: IsLeaf) -> Traced:
     if tracer.branched:
         raise NotTraceable("TraceError: control flow depends on a traced value")
     _drop_assertions(graph, defaults)
-    return Traced(graph, parameters[0].name if parameters else "", tracer.result)
+    if tracer.conditions:
+        drop_unused_sizes(graph)
+    conditions = tuple(dict.fromkeys(tracer.conditions))
+    return Traced(graph, parameters[0].name if parameters else "", tracer.result, conditions)
 
 
 def _drop_assertions(graph: fx.Graph, defaults: Collection[str]) -> None:

@@ -13,7 +13,8 @@ class NotPlannable(Exception):
 
 @dataclass(frozen=True)
 class Value:
-    """What a node of the graph holds (for more kinds, `like` and `parts` see `Joins`).
+    """What a node of the graph holds (for more kinds and fields see `Joins` and
+    `Selections`).
 
     Attributes:
         id: the value in the program; of a pooled one the map that is pooled.
@@ -31,3 +32,5 @@ class Value:
     gate: str = "-"
     like: str = ""
     parts: tuple[Value, ...] = ()
+    numbers: tuple[int, ...] = ()
+    selection: object = None

@@ -2,11 +2,12 @@
 // Dense, any number of input channels, without im2col: of a slab of rows a chunk of channels is
 // copied into [channels / 16][row][column % s][column / s][16] with the padding; under a tile of
 // output columns each tap then reads consecutive pixels of it. Panels outside, tiles inside; the
-// chunks' sums stay in y. Dilated taps that miss the image are left out, tile by tile.
+// chunks' sums stay in y. Dilated taps that miss the image are left out, tile by tile; where that
+// leaves few columns to a tile it takes several lines.
 #pragma once
 
 #include "kernels/cpu/blocking.h"
-#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/dense_tiles.h"
 #include "kernels/cpu/notes.h"
 
 namespace fastdw {
@@ -14,6 +15,7 @@ namespace {
 
 // A pair of panels of so many K (512 KiB) comes from the L2 cache for every tile.
 constexpr int64_t kDenseDepth = 4096;
+constexpr int64_t kLeastChunkBlocks = 4;
 
 // One axis of the window, and how a slab holds it. Where at least a tenth of the products would be
 // with zeros the axis is cut: into stretches in which the same taps meet the image, no padding.
@@ -58,98 +60,6 @@ struct DenseAxis {
   }
 };
 
-// A row of output columns under which the same taps are read.
-struct DenseTiles {
-  const float* a;       // of the first tap read
-  int64_t a_block;      // floats from 16 channels to the next
-  int64_t a_tap_row;    // floats from a tap to the one below
-  int64_t phase_floats, phases, dilation;  // columns of x: phase, place in it
-  int64_t first_phase;                     // of the first tap read
-  int64_t tap_rows, tap_columns;           // read
-  int64_t depth;                           // channels
-  const float* b;  // weights of the first tap read
-  int64_t b_panel, b_tap, b_tap_row;
-  const float* bias;  // null: the sums go on from c
-  float* c;
-  int64_t c_pixel, c_block, channels, count;
-  Clamp bounds;
-  bool prefetch;
-};
-
-template <int Rows, int Blocks>
-FASTDW_INLINE void add_taps(const DenseTiles& tiles, const float* a_tile, bool prefetch,
-                            Vec (&sum)[Rows][Blocks * kChannelBlock / Vec::lanes]) {
-  GemmTiles product{};
-  product.a_block = tiles.a_block;
-  product.depth = tiles.depth;
-  product.b_panel = tiles.b_panel;
-  product.ahead_lines = prefetch ? kChannelBlock : 0;
-  for (int64_t i = 0; i < tiles.tap_rows; ++i) {
-    int64_t phase = tiles.first_phase, place = 0;
-    const float* row = a_tile + i * tiles.a_tap_row;
-    for (int64_t j = 0; j < tiles.tap_columns; ++j) {
-      product.b = tiles.b + i * tiles.b_tap_row + j * tiles.b_tap;
-      const int64_t shift = (phase - tiles.first_phase) * tiles.phase_floats;
-      multiply_add<Rows, Blocks>(product, row + shift + place * kChannelBlock,
-                                 product.b + kAheadFloats, sum);
-      phase += tiles.dilation;
-      for (; phase >= tiles.phases; phase -= tiles.phases) ++place;
-    }
-  }
-}
-
-template <int Rows, int Blocks>
-__attribute__((noinline)) void dense_tiles(const DenseTiles& tiles) {
-  constexpr int per_block = kChannelBlock / Vec::lanes;
-  constexpr int vectors = Blocks * per_block;
-  auto at = [&](int v) { return v / per_block * tiles.c_block + v % per_block * Vec::lanes; };
-  auto valid = [&](int v) { return tiles.channels - v * Vec::lanes; };
-  const VecClamp clamped(tiles.bounds);
-  const float* a_tile = tiles.a;
-  float* c = tiles.c;
-  const int64_t c_pixel = tiles.c_pixel;
-  for (int64_t tile = 0; tile < tiles.count; ++tile) {
-    Vec sum[Rows][vectors];
-    FASTDW_UNROLL for (int v = 0; v < vectors; ++v) {
-      const int64_t count = valid(v);
-      if (tiles.bias != nullptr) {
-        const Vec start = Vec::load(tiles.bias + v * Vec::lanes);
-        FASTDW_UNROLL for (int row = 0; row < Rows; ++row) sum[row][v] = start;
-      } else if (count >= Vec::lanes) {
-        FASTDW_UNROLL for (int row = 0; row < Rows; ++row)
-          sum[row][v] = Vec::load(c + at(v) + row * c_pixel);
-      } else {
-        FASTDW_UNROLL for (int row = 0; row < Rows; ++row)
-          sum[row][v] = count > 0 ? Vec::load(c + at(v) + row * c_pixel, count) : Vec::fill(0.0f);
-      }
-    }
-    add_taps<Rows, Blocks>(tiles, a_tile, tiles.prefetch && tile == 0, sum);
-    FASTDW_UNROLL for (int v = 0; v < vectors; ++v) {
-      const int64_t count = valid(v);
-      if (count >= Vec::lanes) {
-        FASTDW_UNROLL for (int row = 0; row < Rows; ++row)
-          clamped(sum[row][v]).store(c + at(v) + row * c_pixel);
-      } else if (count > 0) {
-        FASTDW_UNROLL for (int row = 0; row < Rows; ++row)
-          clamped(sum[row][v]).store(c + at(v) + row * c_pixel, count);
-      }
-    }
-    a_tile += Rows * kChannelBlock;
-    c += Rows * c_pixel;
-  }
-}
-
-using DenseTilesFunction = void (*)(const DenseTiles&);
-
-template <int Blocks, int Rows = kTileRows>
-FASTDW_INLINE DenseTilesFunction dense_tiles_of(int64_t rows) {
-  if constexpr (Rows == 1) {
-    return dense_tiles<1, Blocks>;
-  } else {
-    return rows == Rows ? dense_tiles<Rows, Blocks> : dense_tiles_of<Blocks, Rows - 1>(rows);
-  }
-}
-
 struct DenseConv {
   const DenseConvParams& params;
   DenseAxis rows, columns;
@@ -178,7 +88,10 @@ struct DenseConv {
     const auto fits = [&](int64_t output_rows) {
       return rows.slab_size(output_rows) * row_floats * ceil_div(blocks, chunks) <= kCacheFloats;
     };
-    while (!reads_x && chunks < blocks && !fits(1)) ++chunks;
+    // x is not cut by rows, nor into chunks so thin that what goes through y outweighs the rest.
+    const int64_t least_rows = reads_x ? rows.size_out : 1;
+    const int64_t most_chunks = reads_x ? ceil_div(blocks, kLeastChunkBlocks) : blocks;
+    while (chunks < most_chunks && !fits(least_rows)) ++chunks;
     chunk_channels = ceil_div(blocks, chunks) * kChannelBlock;
     slab_rows = 1;
     while (slab_rows < rows.size_out && (reads_x || fits(slab_rows + 1))) ++slab_rows;
@@ -239,16 +152,40 @@ struct DenseConv {
     tiles.c_block = layout.block;
     tiles.channels = smaller(blocks * kChannelBlock, params.channels_out - block * kChannelBlock);
     tiles.prefetch = true;
-    for (int64_t row = first; row < last; ++row)
+    tiles.a_line = rows.stride * row_floats;
+    tiles.c_line = columns.size_out * layout.pixel;
+    for (int64_t row = first; row < last;) {
+      const int64_t end_row = smaller(last, rows.stretch_end(row));
       for (int64_t column = 0; column < columns.size_out;) {
         const int64_t end = columns.stretch_end(column);
         DenseTiles stretch = tiles;
         place_stretch(stretch, first, row, column);
         stretch.c = y + (row * columns.size_out + column) * layout.pixel + block * layout.block;
-        run_stretch(stretch, end - column, blocks);
+        run_lines(stretch, end_row - row, end - column, blocks);
         tiles.prefetch = false;
         column = end;
       }
+      row = end_row;
+    }
+  }
+
+  // Several lines of a narrow stretch make one tile.
+  static void run_lines(DenseTiles& tiles, int64_t left, int64_t pixels, int64_t blocks) {
+    while (left > 0) {
+      const int64_t lines = tile_lines(pixels, left);
+      if (lines == 1) {
+        DenseTiles line = tiles;
+        run_stretch(line, pixels, blocks);
+      } else {
+        tiles.count = 1;
+        (blocks == kTileBlocks ? dense_tiles_of<kTileBlocks>(lines, pixels)
+                               : dense_tiles_of<1>(lines, pixels))(tiles);
+      }
+      tiles.prefetch = false;
+      tiles.a += lines * tiles.a_line;
+      tiles.c += lines * tiles.c_line;
+      left -= lines;
+    }
   }
 
   // Finds the taps that the stretch reads, and where in the slab and in the panels they begin.

@@ -40,10 +40,12 @@ struct GemmTiles {
   }
 };
 
-// a[pixel][k] * b[k][o] for `depth` values of k, added to sum.
-template <int Rows, int Blocks>
+// a[pixel][k] * b[k][o] for `depth` values of k, added to sum. The pixels lie side by side, or Width
+// of them on each of several lines, a_line apart.
+template <int Rows, int Blocks, int Width = Rows>
 FASTDW_INLINE void multiply_add(const GemmTiles& tiles, const float* a_tile, const float* ahead,
-                                Vec (&sum)[Rows][Blocks * kChannelBlock / Vec::lanes]) {
+                                Vec (&sum)[Rows][Blocks * kChannelBlock / Vec::lanes],
+                                int64_t a_line = 0) {
   constexpr int per_block = kChannelBlock / Vec::lanes;
   constexpr int vectors = Blocks * per_block;
   const float* b = tiles.b;
@@ -61,7 +63,7 @@ FASTDW_INLINE void multiply_add(const GemmTiles& tiles, const float* a_tile, con
         weight[v] = Vec::load(b + v / per_block * b_panel + v % per_block * Vec::lanes);
       b += kChannelBlock;
       FASTDW_UNROLL for (int row = 0; row < Rows; ++row) {
-        const Vec pixel = Vec::broadcast(a + row * kChannelBlock);
+        const Vec pixel = Vec::broadcast(a + row / Width * a_line + row % Width * kChannelBlock);
         FASTDW_UNROLL for (int v = 0; v < vectors; ++v)
           sum[row][v] = fma(pixel, weight[v], sum[row][v]);
       }

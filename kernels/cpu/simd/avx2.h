@@ -37,6 +37,10 @@ FASTDW_INLINE Vec fma(Vec a, Vec b, Vec c) {
 // The instructions return their second operand where either is NaN.
 FASTDW_INLINE Vec min(Vec bound, Vec v) { return {_mm256_min_ps(bound.value, v.value)}; }
 FASTDW_INLINE Vec max(Vec bound, Vec v) { return {_mm256_max_ps(bound.value, v.value)}; }
+FASTDW_INLINE Vec max_or_nan(Vec a, Vec b) {
+  const __m256 is_nan = _mm256_cmp_ps(a.value, a.value, _CMP_UNORD_Q);
+  return {_mm256_blendv_ps(_mm256_max_ps(a.value, b.value), a.value, is_nan)};
+}
 // 2^n for t = n + kExp2Shift, |n| <= 126.
 FASTDW_INLINE Vec exp2_of_shifted(Vec t) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(t.value), 23);

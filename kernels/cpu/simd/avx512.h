@@ -36,6 +36,10 @@ FASTDW_INLINE Vec fma(Vec a, Vec b, Vec c) {
 // The instructions return their second operand where either is NaN.
 FASTDW_INLINE Vec min(Vec bound, Vec v) { return {_mm512_min_ps(bound.value, v.value)}; }
 FASTDW_INLINE Vec max(Vec bound, Vec v) { return {_mm512_max_ps(bound.value, v.value)}; }
+FASTDW_INLINE Vec max_or_nan(Vec a, Vec b) {
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(a.value, a.value, _CMP_UNORD_Q);
+  return {_mm512_mask_mov_ps(_mm512_max_ps(a.value, b.value), is_nan, a.value)};
+}
 FASTDW_INLINE Vec times_exp2(Vec v, Vec n) { return {_mm512_scalef_ps(v.value, n.value)}; }
 // 14 bits, then a step of Newton's, several times faster than a division. The minimum turns the
 // step's NaN for infinity (0 * infinity) into a number, and 0 stays 0.

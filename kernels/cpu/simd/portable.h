@@ -38,6 +38,9 @@ FASTDW_INLINE Vec operator/(Vec a, Vec b) { return {a.value / b.value}; }
 FASTDW_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.value * b.value + c.value}; }
 FASTDW_INLINE Vec min(Vec bound, Vec v) { return {bound.value < v.value ? bound.value : v.value}; }
 FASTDW_INLINE Vec max(Vec bound, Vec v) { return {bound.value > v.value ? bound.value : v.value}; }
+FASTDW_INLINE Vec max_or_nan(Vec a, Vec b) {
+  return {(a.value > b.value) | (a.value != a.value) ? a.value : b.value};
+}
 // 2^n for t = n + kExp2Shift, |n| <= 126.
 FASTDW_INLINE Vec exp2_of_shifted(Vec t) {
   Vec::Words bits;

@@ -8,6 +8,7 @@
 //   fma(a, b, c)                         a * b + c (fused where the machine has it)
 //   a + b, a * b, a / b
 //   min(bound, v), max(bound, v)         v where v is NaN, as torch's clamp has it
+//   max_or_nan(a, b)                     NaN where either is
 //   times_exp2(v, n)                     v * 2^n for whole n, |n| <= 160, v about 1
 //   reciprocal(v)                        1 / v for v >= 1, infinity and NaN included
 // kTileRows x kTileBlocks: the register tile of the matrix product, pixels x blocks of 16 channels.
