@@ -211,7 +211,12 @@ TABLE: dict[str, dict[str, dict[str, Tile]]] = {
     "depthwise_conv_weight_grad": {
         "3": _window(ROWS=4, COLUMNS=3),
         "5": _window(ROWS=4, COLUMNS=2),
-        "7": _window(ROWS=4, COLUMNS=1) | {"sm_120": _window(ROWS=4, COLUMNS=2)[ANY]},
+        "7": {
+            **_window(ROWS=4, COLUMNS=1),
+            # Whole 16-byte lanes: two of the sums on the stack where ROWS is cut to 2.
+            "sm_100": tile(4, 1, ROWS=4, COLUMNS=1, BLOCK_GROUPS=16, BLOCK_CHANNELS=32),
+            "sm_120": _window(ROWS=4, COLUMNS=2)[ANY],
+        },
         "any": _window(),
     },
     "stem_conv": {
