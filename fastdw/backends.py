@@ -69,6 +69,8 @@ def check_name(name: str, argument: str) -> str:
 
 _default = os.environ.get("FASTDW_BACKEND") or "auto"  # checked when it is used, not at import
 _selected: ContextVar[str] = ContextVar("fastdw_backend", default=_default)
+_entered: list[str] = []  # by ``use_backend``, in all threads: see `_traced_backend`
+_CONTEXT_VARIABLES_ARE_TRACED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
 
 
 def current_backend() -> str:
@@ -80,7 +82,16 @@ def current_backend() -> str:
     Raises:
         ValueError: ``FASTDW_BACKEND`` names no backend.
     """
-    return check_name(_selected.get(), "FASTDW_BACKEND")
+    is_traced = torch.compiler.is_compiling() and not _CONTEXT_VARIABLES_ARE_TRACED
+    return check_name(_traced_backend() if is_traced else _selected.get(), "FASTDW_BACKEND")
+
+
+def _traced_backend() -> str:
+    """What torch.compile before torch 2.14 can read and guard on: the last entered, by any thread.
+
+    There, of several threads in `use_backend` at once, compiled calls follow the last.
+    """
+    return _entered[-1] if _entered else _default
 
 
 @contextmanager
@@ -93,10 +104,12 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: ``name`` is not one of ``BACKENDS``.
     """
     token = _selected.set(check_name(name, "name"))
+    _entered.append(name)
     try:
         yield
     finally:
         _selected.reset(token)
+        del _entered[-1 - _entered[::-1].index(name)]
 
 
 def dispatch(op: str, backend: str, x: Tensor, arguments: tuple[object, ...]) -> Tensor:

@@ -164,7 +164,10 @@ def test_support_table_has_a_line_for_every_row() -> None:
     }
 
 
-def test_compiled_code_follows_use_backend() -> None:
+@pytest.mark.parametrize("traced", sorted({backends._CONTEXT_VARIABLES_ARE_TRACED, False}))
+def test_compiled_code_follows_use_backend(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not traced: as before torch 2.14."""
+    monkeypatch.setattr(backends, "_CONTEXT_VARIABLES_ARE_TRACED", traced)
     graphs: list[str] = []
 
     def backend(module: torch.fx.GraphModule, example: object) -> Callable[..., object]:
@@ -178,4 +181,9 @@ def test_compiled_code_follows_use_backend() -> None:
     compiled(X)
     with use_backend("torch"):
         compiled(X)
-    assert ["fastdw" in graph for graph in graphs] == [True, False]
+        with use_backend("cpp"):
+            compiled(X)
+        compiled(X)
+    compiled(X)
+    assert ["fastdw" in graph for graph in graphs] == [True, False, True]
+    assert backends._entered == []

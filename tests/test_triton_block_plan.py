@@ -1,4 +1,5 @@
-"""Which blocks the Triton backend runs as one kernel; the values: tests/triton_interpreter."""
+"""Which kernels the Triton backend runs a block and a 1x1 convolution with; the values:
+tests/triton_interpreter."""
 
 from __future__ import annotations
 
@@ -62,3 +63,15 @@ def test_the_variable_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(block_plan.VARIABLE, "quickest")
     with pytest.raises(ValueError, match="expected fastest, fused or separate, got 'quickest'"):
         fused("separable_block", 1)
+
+
+def test_small_convolutions_take_small_tiles_and_write_no_partial_sums() -> None:
+    target = Target("sm_90", 132)
+    cases = network_cases("pointwise_conv", 1)
+    plans = [triton_launches.launches(case, torch.float16, target) for case in cases]
+    assert {len(plan) for plan in plans} == {1}
+    smallest = min(cases, key=lambda case: case.x[2] * case.x[3] * case.convs[0][0][0])
+    [launch] = plans[cases.index(smallest)]
+    assert (launch.arguments["BLOCK_PIXELS"], launch.arguments["BLOCK_OUT"]) == (32, 32)
+    least_programs = min(launch.grid[0] for [launch] in plans)
+    assert least_programs >= 10

@@ -24,8 +24,8 @@ PROOFS = (
     (
         "`triton`",
         "run in Triton's interpreter; compiled for sm_80 to sm_120 and gfx942, machine code read; "
-        "in fp16 run on an H100",
-        "other dtypes, other GPUs and gradients on hardware",
+        "in fp16 an earlier stage ran on an H100",
+        "today's kernels, other dtypes, other GPUs and gradients on hardware",
     ),
     ("`torch`", "the definition of right", "-"),
 )

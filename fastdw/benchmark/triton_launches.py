@@ -54,7 +54,10 @@ def meta_tensors(case: OpCase, dtype: torch.dtype) -> OpTensors:
         return empty(shape, dtype), per_channel, per_channel, activation
 
     x = empty(case.x, dtype).to(memory_format=torch.channels_last)
-    return OpTensors(x, tuple(spec and conv(*spec) for spec in case.convs))
+    residual = None
+    if case.residual and case.convs[-1]:
+        residual = empty((case.x[0], case.convs[-1][0][0], *case.x[2:]), dtype)
+    return OpTensors(x, tuple(spec and conv(*spec) for spec in case.convs), residual)
 
 
 def schema_arguments(case: OpCase, dtype: torch.dtype) -> tuple[Any, ...]:
@@ -116,6 +119,11 @@ def other_cases() -> Iterator[OpCase]:
     for batch in (1, 32):
         label, options = f"96 to 128, stride 2, batch {batch}", {"stride": 2, "padding": 1}
         yield OpCase("inverted_residual", label, (batch, 96, 28, 28), convs, options)
+    for size, hidden, out in ((56, 144, 24), (14, 384, 64), (14, 576, 96), (7, 960, 160)):
+        for batch in (1, 32):  # what ends a block whose convolutions are a kernel each
+            label = f"{size}x{size}, {hidden} to {out}, residual, batch {batch}"
+            x, convs = (batch, hidden, size, size), (dense(out, hidden),)
+            yield OpCase("pointwise_conv", label, x, convs, residual=True)
     linear = (((1000, 1280), "none"),)
     yield OpCase("classifier_head", "batch 128", (128, 1280, 7, 7), linear)
 

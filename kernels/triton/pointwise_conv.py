@@ -2,7 +2,7 @@
 
 x [pixels, channels_in], weight [channels_out, channels_in], y and residual [pixels, channels_out].
 A program owns a tile of pixels x output channels and pipelines over blocks of input channels.
-Calls with few tiles split the input channels: fp32 partial sums, added in a fixed order.
+Calls with few tiles take smaller ones, and split long sums: fp32 parts, added in a fixed order.
 Paper: Howard et al., MobileNets (2017), section 3.1.
 """
 
@@ -146,10 +146,16 @@ def plan_finish(
 
 
 def _shape_class(x: Any, pixels: int, channels_out: int, tf32: bool, target: Target) -> str:
-    """Few: where tiles of 128 x 128 leave multiprocessors idle."""
+    """Few: tiles of 128 x 128 leave multiprocessors idle; fewest: tiles of 64 x 64 leave half."""
     precision = precision_class(x, tf32)
     width = 32 if channels_out <= 32 else 64 if channels_out <= 64 else 128
-    is_few = ceil_div(pixels, 128) * ceil_div(channels_out, width) < target.multiprocessors
+
+    def tiles_of(side: int) -> int:
+        return ceil_div(pixels, side) * ceil_div(channels_out, min(side, width))
+
+    if 2 * tiles_of(64) <= target.multiprocessors:
+        return f"{precision} fewest out32"
+    is_few = tiles_of(128) < target.multiprocessors
     if is_few or precision == "fp32":
         width = min(width, 64)
     return f"{precision} {'few' if is_few else 'many'} out{width}"

@@ -36,7 +36,7 @@ CASES = {
         ),
         1.7,
     ),
-    "pointwise": (OpCase("pointwise_conv", "", (4, 64, 28, 28), (dense(64, 64, "relu6"),)), 1.01),
+    "pointwise": (OpCase("pointwise_conv", "", (6, 64, 28, 28), (dense(64, 64, "relu6"),)), 1.01),
     "whole block": (block(24, 144, 56), 1.7),
 }
 
