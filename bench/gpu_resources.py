@@ -37,7 +37,8 @@ COLUMNS = (
 DTYPES = ("fp32", "fp16", "bf16", "tf32")  # as tests/cuda_on_host/plans.cpp numbers them
 HEADER_BYTES = 1024  # of shared memory, that the system keeps for every block
 REGISTERS = 65536
-BLOCK_PLANS = ("fastest", "fused", "separate")  # enum BlockPlan of kernels/cuda/params.h
+# enum BlockPlan of kernels/cuda/params.h
+BLOCK_PLANS = ("fastest", "fused", "separate", "fewest_bytes")
 REGISTER_UNIT = 256  # registers of a warp are taken in such portions, warps in fours
 
 
