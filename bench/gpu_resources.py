@@ -37,7 +37,8 @@ COLUMNS = (
 DTYPES = ("fp32", "fp16", "bf16", "tf32")  # as tests/cuda_on_host/plans.cpp numbers them
 HEADER_BYTES = 1024  # of shared memory, that the system keeps for every block
 REGISTERS = 65536
-BLOCK_PLANS = ("fastest", "fused", "separate")  # enum BlockPlan of kernels/cuda/params.h
+# enum BlockPlan of kernels/cuda/params.h
+BLOCK_PLANS = ("fastest", "fused", "separate", "fewest_bytes")
 REGISTER_UNIT = 256  # registers of a warp are taken in such portions, warps in fours
 
 
@@ -252,6 +253,26 @@ def summary_rows(
     return rows
 
 
+def stack_rows(kernels: dict[tuple[str, str], machine_code.Kernel]) -> list[dict[str, Any]]:
+    """The kernels that keep something in local memory, and the registers that they might have."""
+    return [
+        {
+            "target": kernel.target,
+            "kernel": kernel.name,
+            "stack_bytes": kernel.stack_bytes,
+            "spill_bytes": kernel.spill_bytes,
+            "STL": kernel.instructions["STL"],
+            "LDL": kernel.instructions["LDL"],
+            "registers": kernel.registers,
+            "bounds_leave": min(
+                255, REGISTERS // (kernel.most_threads * max(kernel.least_blocks, 1))
+            ),
+        }
+        for kernel in kernels.values()
+        if kernel.stack_bytes or kernel.spill_bytes
+    ]
+
+
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
@@ -286,6 +307,12 @@ def main() -> None:
     print()
     summary = summary_rows(kernels, targets)
     print(as_text(summary, list(summary[0])))
+    print()
+    stacks = stack_rows(kernels)
+    if stacks:
+        print("scalars parked in local memory, as launch bounds leave no more registers or ptxas")
+        print("takes no more; STL and LDL: the instructions that store and load them")
+        print(as_text(stacks, list(stacks[0])))
     print(f"fp16 at batch {arguments.batch[0]} shown; every dtype and batch in {arguments.out}")
 
 

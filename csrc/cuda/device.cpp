@@ -95,8 +95,9 @@ int chosen(const char* variable, std::initializer_list<std::string_view> words) 
 }  // namespace
 
 Wishes wished() {
-  const BlockPlan plans[] = {BlockPlan::fastest, BlockPlan::fused, BlockPlan::separate};
-  return {plans[chosen("FASTDW_CUDA_BLOCKS", {"fastest", "fused", "separate"})],
+  const BlockPlan plans[] = {BlockPlan::fastest, BlockPlan::fused, BlockPlan::separate,
+                             BlockPlan::fewest_bytes};
+  return {plans[chosen("FASTDW_CUDA_BLOCKS", {"fastest", "fused", "separate", "fewest_bytes"})],
           chosen("FASTDW_CUDA_DEPTHWISE", {"fastest", "walk"}) == 1,
           chosen("FASTDW_CUDA_STEM", {"fastest", "fma"}) == 1,
           chosen("FASTDW_CUDA_LAUNCHES", {"early", "late"}) == 1};
@@ -106,6 +107,7 @@ Device planned_for(const Device& device, const Wishes& wishes) {
   Device result = device;
   result.without_depthwise_tiles = wishes.without_depthwise_tiles;
   result.without_stem_mma = wishes.without_stem_mma;
+  result.fewest_bytes = wishes.blocks == BlockPlan::fewest_bytes;
   return result;
 }
 

@@ -47,7 +47,7 @@ Tensor row_of_bytes(const Tensor& x, int64_t bytes, int64_t zeros, cudaStream_t 
 
 // What the environment asks for, so that choices can be compared; nothing: the fastest.
 struct Wishes {
-  BlockPlan blocks;              // FASTDW_CUDA_BLOCKS: fastest, fused or separate
+  BlockPlan blocks;              // FASTDW_CUDA_BLOCKS: fastest, fused, separate or fewest_bytes
   bool without_depthwise_tiles;  // FASTDW_CUDA_DEPTHWISE: fastest or walk
   bool without_stem_mma;         // FASTDW_CUDA_STEM: fastest or fma
   bool late;                     // FASTDW_CUDA_LAUNCHES: early or late, see launch.h

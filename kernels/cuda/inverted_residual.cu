@@ -1,6 +1,6 @@
 // Which tile and which instance of the block kernel a shape gets: the least time by a small model
-// of a multiprocessor. Plain arithmetic on the host. Where no tile fits, or they take less time so,
-// the convolutions are launched one by one.
+// of a multiprocessor, on request among those alone that move few bytes. Plain arithmetic on the
+// host. Where no tile fits, or they take less time so, the convolutions are launched one by one.
 #include "kernels/cuda/inverted_residual.h"
 
 #include "kernels/cuda/inverted_residual_tiling.h"
@@ -34,21 +34,26 @@ struct Sizes {
         expand_depth(params.expand_weight != nullptr ? x_pitch - lanes : 0) {}
 };
 
-// Pixels of x along one side that the largest tile of `length` outputs reads.
-int64_t most_read(int64_t size, int64_t size_out, int64_t length, int64_t kernel, int64_t stride,
-                  int64_t dilation, int64_t pad) {
-  const int64_t span = (length - 1) * stride + (kernel - 1) * dilation + 1;
-  int64_t most = 0;
-  for (int64_t first = 0; first < size_out; first += length) {
-    const int64_t from = first * stride - pad;
-    most = larger(most, smaller(from + span, size) - larger(from, 0));
+// Pixels of x along one side that tiles of `length` outputs read: all of them, and the largest.
+struct Reads {
+  int64_t sum = 0, most = 0;
+
+  Reads(int64_t size, int64_t size_out, int64_t length, int64_t kernel, int64_t stride,
+        int64_t dilation, int64_t pad) {
+    const int64_t span = (length - 1) * stride + (kernel - 1) * dilation + 1;
+    for (int64_t first = 0; first < size_out; first += length) {
+      const int64_t from = first * stride - pad;
+      const int64_t pixels = larger(0, smaller(from + span, size) - larger(from, 0));
+      sum += pixels;
+      most = larger(most, pixels);
+    }
   }
-  return most;
-}
+};
 
 struct Candidate {
   BlockVariant variant;
   BlockTiling tiling;
+  double recomputed;  // pixels of x that all tiles read, each counted as often, of those there are
   double cycles;
 };
 
@@ -80,10 +85,10 @@ bool place_pixels(const Params& params, const Sizes& sizes, int64_t images, int6
   const Window& window = params.window;
   BlockTiling& tiling = candidate.tiling;
   if (images * rows * columns > candidate.variant.rows) return false;
-  const int64_t down = most_read(params.height, params.height_out, rows, window.kernel_h,
-                                 window.stride_h, window.dilation_h, window.pad_top);
-  const int64_t across = most_read(params.width, params.width_out, columns, window.kernel_w,
-                                   window.stride_w, window.dilation_w, window.pad_left);
+  const Reads down(params.height, params.height_out, rows, window.kernel_h, window.stride_h,
+                   window.dilation_h, window.pad_top);
+  const Reads across(params.width, params.width_out, columns, window.kernel_w, window.stride_w,
+                     window.dilation_w, window.pad_left);
   const int64_t window_rows = (rows - 1) * window.stride_h +
                               (window.kernel_h - 1) * window.dilation_h + 1;
   const int64_t reach = (window.kernel_w - 1) * window.dilation_w + 1;
@@ -99,8 +104,10 @@ bool place_pixels(const Params& params, const Sizes& sizes, int64_t images, int6
   tiling.window_columns = static_cast<int>((columns - 1) * window.stride_w + reach);
   tiling.pitch = static_cast<int>(pitch);
   spread_rows(params, sizes, tiling);
-  tiling.pixels_in = static_cast<int>(round_up(images * down * across, kWarpTileRows));
+  tiling.pixels_in = static_cast<int>(round_up(images * down.most * across.most, kWarpTileRows));
   tiling.pixels_out = static_cast<int>(round_up(images * rows * columns, kWarpTileRows));
+  candidate.recomputed = static_cast<double>(down.sum * across.sum) /
+                         static_cast<double>(params.height * params.width);
   return true;
 }
 
@@ -162,7 +169,9 @@ double multiply_rate(const Params& params) {
   return params.dtype != DType::fp32 ? 330 : params.tf32 ? 165 : 30;
 }
 
-// Cycles until the last multiprocessor has done; constants fitted to times of an H100 in fp16.
+// Cycles until the last multiprocessor has done; constants fitted to times of an H100 in fp16, when
+// the kernel issued up to 1.64 times as many instructions: too many by now. Of the blocks of V1 and
+// V2, one more at each batch at most would be one kernel with instructions 1.64 times as fast.
 double cycles_of(const Params& params, const Sizes& sizes, const Candidate& candidate,
                  const Device& device) {
   const BlockTiling& tiling = candidate.tiling;
@@ -226,8 +235,12 @@ class Choice {
  public:
   Choice(const Params& params, const Device& device)
       : params_(params), sizes_(params), device_(device) {
-    for (int index = 0; variant_of(params, index).kernel != nullptr; ++index)
-      try_variant(variant_of(params, index));
+    for (limited_ = params.plan == BlockPlan::fewest_bytes; best_.variant.kernel == nullptr;
+         limited_ = false) {
+      for (int index = 0; variant_of(params, index).kernel != nullptr; ++index)
+        try_variant(variant_of(params, index));
+      if (!limited_) break;
+    }
   }
 
   // Its kernel is null where none fits.
@@ -236,7 +249,7 @@ class Choice {
  private:
   void try_variant(const BlockVariant& variant) {
     const int64_t image = params_.height_out * params_.width_out;
-    Candidate candidate{variant, {}, 0};
+    Candidate candidate{variant, {}, 0, 0};
     const Sides sides(params_.width_out);
     for (int i = 0; i < sides.count; ++i) {
       const int64_t columns = sides.lengths[i];
@@ -254,6 +267,22 @@ class Choice {
     }
   }
 
+  // Expanded at most 1.15 times at about 28 x 28; larger images, which have longer borders, 1.35
+  // times, and smaller ones, which give few thread blocks. All splits but one write their sums,
+  // which that one reads: at most 0.13 of what the block moves anyway.
+  bool moves_much(const Candidate& candidate) const {
+    const int64_t read = params_.height * params_.width;
+    const int64_t written = params_.height_out * params_.width_out * params_.channels_out;
+    const double most = read > 14 * 14 && read <= 28 * 28 ? 1.15 : 1.35;
+    const int64_t times = params_.expand_weight != nullptr ? candidate.tiling.pass_groups : 1;
+    const int64_t weights =
+        params_.channels_hidden * (sizes_.expand_depth + sizes_.taps + params_.channels_out);
+    const int64_t moved = weights + params_.batch * (read * params_.channels_in + written);
+    const int64_t sums = (candidate.tiling.splits - 1) * params_.batch * written;
+    return candidate.recomputed * static_cast<double>(times) > most ||
+           8 * static_cast<double>(sums) > 0.13 * static_cast<double>(sizes_.bytes * moved);
+  }
+
   void try_channels(Candidate& candidate) {
     const int64_t passes = ceil_div(params_.channels_out, candidate.variant.columns);
     const int64_t units = candidate.tiling.tiles * passes;
@@ -265,6 +294,7 @@ class Choice {
           continue;
         place_channels(params_, sizes_, splits, in_passes, candidate);
         if (units * candidate.tiling.splits > kMostThreadBlocks) continue;
+        if (limited_ && moves_much(candidate)) continue;
         const int slots =
             params_.expand_weight == nullptr && candidate.tiling.slabs_per_split > 1 ? 2 : 1;
         const int64_t limit = device_.shared_bytes_per_block;
@@ -272,9 +302,7 @@ class Choice {
             !place_shared(params_, sizes_, limit, 1, candidate))
           continue;
         candidate.cycles = cycles_of(params_, sizes_, candidate, device_);
-        if (found_ && candidate.cycles >= best_.cycles) continue;
-        found_ = true;
-        best_ = candidate;
+        if (best_.variant.kernel == nullptr || candidate.cycles < best_.cycles) best_ = candidate;
       }
     }
   }
@@ -282,19 +310,20 @@ class Choice {
   const Params& params_;
   const Sizes sizes_;
   const Device& device_;
-  bool found_ = false;
+  bool limited_ = false;  // to tiles that move few bytes
   Candidate best_{};
 };
 
 Candidate best_candidate(const Params& params, const Device& device) {
-  static auto* cache = new PlanCache<23, Candidate>;
+  static auto* cache = new PlanCache<24, Candidate>;
   const Window& window = params.window;
   return cache->find(
-      {params.expand_weight != nullptr, static_cast<int64_t>(params.dtype), params.tf32,
-       params.batch, params.height, params.width, params.channels_in, params.channels_hidden,
-       params.channels_out, params.height_out, params.width_out, window.kernel_h, window.kernel_w,
-       window.stride_h, window.stride_w, window.dilation_h, window.dilation_w, window.pad_left,
-       window.pad_top, device.multiprocessors, device.shared_bytes_per_block,
+      {params.plan == BlockPlan::fewest_bytes, params.expand_weight != nullptr,
+       static_cast<int64_t>(params.dtype), params.tf32, params.batch, params.height, params.width,
+       params.channels_in, params.channels_hidden, params.channels_out, params.height_out,
+       params.width_out, window.kernel_h, window.kernel_w, window.stride_h, window.stride_w,
+       window.dilation_h, window.dilation_w, window.pad_left, window.pad_top,
+       device.multiprocessors, device.shared_bytes_per_block,
        device.shared_bytes_per_multiprocessor, device.threads_per_multiprocessor},
       [&] { return Choice(params, device).best(); });
 }
@@ -348,7 +377,7 @@ void place_divisors(const Params& params, const Sizes& sizes, BlockTiling& tilin
 LaunchList plan_inverted_residual(const InvertedResidualParams& params, const Device& device) {
   const Candidate best = best_candidate(params, device);
   const bool fits = best.variant.kernel != nullptr;
-  if (!fits || params.plan != BlockPlan::fused) {
+  if (!fits || params.plan == BlockPlan::fastest || params.plan == BlockPlan::separate) {
     const LaunchList separate = plan_block_one_by_one(params, device);
     if (!fits || params.plan == BlockPlan::separate || separate.cycles < best.cycles)
       return separate;

@@ -29,6 +29,7 @@ struct Device {
   int threads_per_multiprocessor;
   // Kernels that are to be left out where another can do it, for the sake of comparisons.
   bool without_depthwise_tiles, without_stem_mma;
+  bool fewest_bytes;  // a 1x1 convolution by tiles that read x as few times as can be
 };
 
 struct DepthwiseParams {
@@ -69,8 +70,9 @@ struct StemParams {
   Window window;  // dilation 1
 };
 
-// How a block is launched: as one kernel, as one a convolution, or as either is faster.
-enum class BlockPlan { fastest, fused, separate };
+// How a block is launched: as one kernel or one a convolution, whichever is faster; or always so.
+// fewest_bytes: as one kernel by tiles that expand few pixels twice and share few sums.
+enum class BlockPlan { fastest, fused, separate, fewest_bytes };
 
 // [expand 1x1 ->] depthwise -> project 1x1 [+ x]
 struct InvertedResidualParams {

@@ -171,6 +171,13 @@ struct Choice {
   Variant variant;
   Partition tiles;
   double cycles;
+
+  bool is_better_than(const Choice& other, const Device& device) const {
+    if (other.variant.kernel == nullptr) return true;
+    if (device.fewest_bytes && tiles.column_tiles != other.tiles.column_tiles)
+      return tiles.column_tiles < other.tiles.column_tiles;
+    return cycles < other.cycles;
+  }
 };
 
 Choice search(const PointwiseParams& params, bool whole, const Device& device) {
@@ -179,20 +186,20 @@ Choice search(const PointwiseParams& params, bool whole, const Device& device) {
     const Variant variant = variant_of(params, whole, index);
     const Partition tiles = partition(params, variant);
     if (tiles.shared_bytes > device.shared_bytes_per_block) continue;
-    const double time = cycles(params, variant, tiles, device);
-    if (best.variant.kernel == nullptr || time < best.cycles) best = {variant, tiles, time};
+    const Choice choice{variant, tiles, cycles(params, variant, tiles, device)};
+    if (choice.is_better_than(best, device)) best = choice;
   }
   return best;
 }
 
 Choice choose(const PointwiseParams& params, const Device& device) {
-  static auto* cache = new PlanCache<11, Choice>;
+  static auto* cache = new PlanCache<12, Choice>;
   const bool whole = is_whole(params.channels_in, params.dtype) && is_aligned(params.x) &&
                      is_aligned(params.weight);
   return cache->find({static_cast<int64_t>(params.dtype), params.tf32, params.pool, params.images,
                       params.pixels, params.channels_in, params.channels_out, whole,
                       device.multiprocessors, device.shared_bytes_per_block,
-                      device.shared_bytes_per_multiprocessor},
+                      device.shared_bytes_per_multiprocessor, device.fewest_bytes},
                      [&] { return search(params, whole, device); });
 }
 

@@ -28,14 +28,16 @@ _answer_tf32 = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: int(_tf32[0]))
 
 
 @cache
-def load() -> ctypes.CDLL:
-    """Build what has changed, register the ops, and return the library.
+def path() -> Path:
+    """Build what has changed of the library; FASTDW_CUDA_ON_HOST names one that is built."""
+    return Path(os.environ.get("FASTDW_CUDA_ON_HOST") or build.ops_library())
 
-    FASTDW_CUDA_ON_HOST names a library that is built already.
-    """
-    path = os.environ.get("FASTDW_CUDA_ON_HOST") or str(build.ops_library())
-    torch.ops.load_library(path)
-    library = with_types(ctypes.CDLL(path))
+
+@cache
+def load() -> ctypes.CDLL:
+    """Register the ops, and return the library."""
+    torch.ops.load_library(str(path()))
+    library = with_types(ctypes.CDLL(str(path())))
     library.fastdw_cuda_set_tf32_question(_answer_tf32)
     return library
 
