@@ -122,8 +122,8 @@ def other_cases() -> Iterator[OpCase]:
     for size, hidden, out in ((56, 144, 24), (14, 384, 64), (14, 576, 96), (7, 960, 160)):
         for batch in (1, 32):  # what ends a block whose convolutions are a kernel each
             label = f"{size}x{size}, {hidden} to {out}, residual, batch {batch}"
-            x, convs = (batch, hidden, size, size), (dense(out, hidden),)
-            yield OpCase("pointwise_conv", label, x, convs, residual=True)
+            x, project = (batch, hidden, size, size), (dense(out, hidden),)
+            yield OpCase("pointwise_conv", label, x, project, residual=True)
     linear = (((1000, 1280), "none"),)
     yield OpCase("classifier_head", "batch 128", (128, 1280, 7, 7), linear)
 
