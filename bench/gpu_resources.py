@@ -34,6 +34,7 @@ COLUMNS = (
     "network layer size channels dtype batch target launch blocks threads registers shared_bytes "
     "blocks_per_multiprocessor occupancy waves LDG.128 LDGSTS LDSM HMMA"
 ).split()
+STACK_COLUMNS = "target kernel stack_bytes spill_bytes STL LDL registers bounds_leave".split()
 DTYPES = ("fp32", "fp16", "bf16", "tf32")  # as tests/cuda_on_host/plans.cpp numbers them
 HEADER_BYTES = 1024  # of shared memory, that the system keeps for every block
 REGISTERS = 65536
@@ -256,20 +257,9 @@ def summary_rows(
 def stack_rows(kernels: dict[tuple[str, str], machine_code.Kernel]) -> list[dict[str, Any]]:
     """The kernels that keep something in local memory, and the registers that they might have."""
     return [
-        {
-            "target": kernel.target,
-            "kernel": kernel.name,
-            "stack_bytes": kernel.stack_bytes,
-            "spill_bytes": kernel.spill_bytes,
-            "STL": kernel.instructions["STL"],
-            "LDL": kernel.instructions["LDL"],
-            "registers": kernel.registers,
-            "bounds_leave": min(
-                255, REGISTERS // (kernel.most_threads * max(kernel.least_blocks, 1))
-            ),
-        }
-        for kernel in kernels.values()
-        if kernel.stack_bytes or kernel.spill_bytes
+        {**row, "bounds_leave": min(255, REGISTERS // (k.most_threads * max(k.least_blocks, 1)))}
+        for k, row in zip(kernels.values(), kernel_rows(kernels), strict=True)
+        if k.stack_bytes or k.spill_bytes
     ]
 
 
@@ -312,7 +302,7 @@ def main() -> None:
     if stacks:
         print("scalars parked in local memory, as launch bounds leave no more registers or ptxas")
         print("takes no more; STL and LDL: the instructions that store and load them")
-        print(as_text(stacks, list(stacks[0])))
+        print(as_text(stacks, STACK_COLUMNS))
     print(f"fp16 at batch {arguments.batch[0]} shown; every dtype and batch in {arguments.out}")
 
 

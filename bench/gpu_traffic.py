@@ -71,9 +71,7 @@ class Traffic:
     device: str
     plan: str
     step: str
-    expanded: float = (
-        0  # by thread blocks together, of the pixels of x; 0: more kernels, or none do
-    )
+    expanded: float = 0  # pixels, by all thread blocks, of those of x; 0: no kernel for a block
     launches: int = 0
     thread_blocks: int = 0
     ideal: int = 0  # input + output + weights

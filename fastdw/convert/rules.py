@@ -17,18 +17,16 @@ from fastdw.convert.report import Reason
 from fastdw.geometry import Padding
 from fastdw.nn.fused_module import has_hooks
 from fastdw.nn.units import STEM_CHANNELS, ConvUnit, NotFusable
+from fastdw.plan.record import NORMS
 
 CONV_PADDING: dict[type, Padding | None] = {nn.Conv2d: None}
 """Exact convolution classes, with the padding that they apply at run time instead of `.padding`."""
 
 NORM_TYPES: set[type] = {nn.BatchNorm2d}
-"""Exact classes that compute a batch norm, and after it what `NORM_TAIL` gives."""
+"""Exact classes that compute a batch norm, and after it what `plan.record.NORMS` gives."""
 
 ACTIVATION_TYPES: dict[type, str] = {}
 """Exact classes of activations besides torch's own."""
-
-NORM_TAIL: dict[type, Callable[[nn.Module], Iterable[nn.Module]]] = {}
-"""Classes of `NORM_TYPES` that hold further layers: how to list them in the order they run."""
 
 UNITS: dict[type, Callable[[nn.Module], tuple[ConvUnit, ...]]] = {}
 """Exact classes whose forward does more than run layers, say pads: how to read their units."""
@@ -73,8 +71,8 @@ def layers_of(modules: Iterable[nn.Module | None]) -> Iterator[nn.Module]:
             yield from layers_of(children_of(module))
         else:
             yield module
-            if kind in NORM_TAIL:
-                yield from layers_of(NORM_TAIL[kind](module))
+            if kind in NORMS:
+                yield from layers_of(NORMS[kind](module))
 
 
 def children_of(container: nn.Module) -> list[nn.Module | None]:

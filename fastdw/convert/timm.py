@@ -22,7 +22,6 @@ from fastdw.convert.report import Reason
 from fastdw.convert.rules import (
     CONV_PADDING,
     NAMED_LAYERS,
-    NORM_TAIL,
     NORM_TYPES,
     UNITS,
     Refused,
@@ -161,7 +160,7 @@ def register() -> None:
     """Add timm's classes to the tables."""
     CONV_PADDING[Conv2dSame] = "same"
     NORM_TYPES.add(BatchNormAct2d)
-    NORM_TAIL[BatchNormAct2d] = NORMS[BatchNormAct2d] = _norm_tail
+    NORMS[BatchNormAct2d] = _norm_tail
     NAMED_LAYERS[SyncBatchNormAct] = Reason.SYNC_BATCH_NORM
     SIBLINGS.update({Conv2dSame: FusedConv2dSame, BatchNormAct2d: PassedBatchNormAct2d})
     for fused in (

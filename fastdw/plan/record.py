@@ -89,7 +89,8 @@ LINEAR_TYPES: set[type] = {nn.Linear}
 """Exact classes that compute what `nn.Linear` does."""
 
 NORMS: dict[type, Callable[[nn.Module], Sequence[nn.Module]]] = {nn.BatchNorm2d: lambda norm: ()}
-"""Exact classes that compute what `nn.BatchNorm2d` does, and after it what these layers do."""
+"""Exact classes that compute what `nn.BatchNorm2d` does, and after it what these layers do, in the
+order they run."""
 
 POOLED = ("pooled", "pooled input", "pixel")
 """Kinds of values [N, C, 1, 1], on which a 1x1 convolution is a linear layer."""
