@@ -161,7 +161,8 @@ class PlannedNetwork(nn.Module):
         if more or settings:
             reason = "expected the image and nothing else"
         if reason is None:
-            outputs = self._op(x)(x, packed, self.program)
+            op = self._gpu_op(x) if self._on_gpu else torch.ops.fastdw.planned_network.default
+            outputs = op(x, packed, self.program)
             if self._returns_tensor:
                 return outputs[0]
             return pytree.tree_unflatten([outputs[i] for i in self.places], self.structure)
@@ -171,7 +172,11 @@ class PlannedNetwork(nn.Module):
         raise error(f"{reason}; optimize(..., keep_weights=True) would run it block by block")
 
     def _refusal(self, x: Tensor | None, packed: Tensor) -> str | None:
-        """Why the op cannot take `x`, or None; wrong shapes are the op's to refuse."""
+        """Why the op cannot take `x`, or None; wrong shapes are the op's to refuse.
+
+        The weights of a call push this code out of the caches: each function that it enters costs
+        the next call a microsecond, so the usual call enters few.
+        """
         if not isinstance(x, Tensor):
             return f"x: expected a Tensor, got {type(x).__name__}"
         if is_transformed():
@@ -183,12 +188,12 @@ class PlannedNetwork(nn.Module):
             return f"x: expected a tensor on {packed.device}, got one on {x.device}"
         if not x.is_cpu and not self._on_gpu:
             return f"x: no planned network runs on {x.device}: {self._gpu_reason()}"
-        if x.dim() == 4 and not all(condition.holds(x.shape) for condition in self.conditions):
+        if self.conditions and x.dim() == 4 and not all(c.holds(x.shape) for c in self.conditions):
             height, width = x.shape[2:]
             return f"x: the network takes another way at {height}x{width} than the planned one"
         if x.requires_grad and torch.is_grad_enabled():
             return "x: expected no requires_grad, a planned network has no gradient"
-        backend = self._backend_in_use()
+        backend = backends.current_backend() if self.backend == "auto" else self.backend
         if backend in ("auto", "cpp") or (backend == "triton" and self._on_gpu):
             return None
         return f"backend: {backend} has no planned network" + " on the CPU" * (backend == "triton")
@@ -196,14 +201,9 @@ class PlannedNetwork(nn.Module):
     def _gpu_reason(self) -> str | None:
         return parse_program(self.program).gpu_refusal or gpu_reason(self.backend)
 
-    def _backend_in_use(self) -> str:
-        return backends.current_backend() if self.backend == "auto" else self.backend
-
-    def _op(self, x: Tensor) -> Any:
-        """The op that runs the packed weights."""
-        if not self._on_gpu:
-            return torch.ops.fastdw.planned_network.default
-        backend = self._backend_in_use()
+    def _gpu_op(self, x: Tensor) -> Any:
+        """The op that runs packed weights that are laid out for CUDA."""
+        backend = backends.current_backend() if self.backend == "auto" else self.backend
         if backend == "auto" and x.is_cuda and native.cuda_reason(x.device.index) is not None:
             backend = "triton"
         namespace = torch.ops.fastdw_triton if backend == "triton" else torch.ops.fastdw
