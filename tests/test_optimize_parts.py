@@ -51,6 +51,13 @@ class Twice(Detector):
         return self.last(self.neck(self.wide(self.backbone(x) + self.backbone(x.flip(-1)))))
 
 
+class OfLists(Detector):
+    """Takes a list of images, as torchvision's detectors do, and answers for each of them."""
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:  # type: ignore[override]
+        return [{"map": y} for y in super().forward(torch.stack(images))]
+
+
 def built(kind: type[Detector]) -> Detector:
     torch.manual_seed(0)
     return randomize(kind()).eval()  # type: ignore[return-value]
@@ -118,3 +125,15 @@ def test_no_part_is_planned_where_no_network_is() -> None:
 def test_strict_still_wants_one_plan() -> None:
     with pytest.raises(RuntimeError, match="Detector cannot be planned: wide"):
         fastdw.optimize(built(Detector), x_of(), strict=True)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+@pytest.mark.parametrize("count", [1, 3])
+def test_example_may_be_a_list_of_images(count: int, dtype: torch.dtype | None) -> None:
+    model, images = built(OfLists), [x_of(size=32)[0] + i for i in range(count)]
+    fast = fastdw.optimize(model, images, dtype=dtype)
+    assert isinstance(fast, PartlyFusedNetwork) and fast.report.fused
+    assert fast.report.planned_parts == (["backbone", "neck"] if dtype is None else [])
+    got = fast([x.to(dtype) for x in images[:2]])
+    for answer, expected in zip(got, model(images[:2]), strict=True):
+        torch.testing.assert_close(answer["map"].float(), expected["map"], rtol=1e-4, atol=1e-4)

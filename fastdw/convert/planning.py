@@ -68,7 +68,7 @@ class PartlyFusedNetwork(nn.Module):
 
 def optimize(
     model: nn.Module,
-    example: Tensor | tuple[Any, ...] | None = None,
+    example: Tensor | list[Tensor] | tuple[Any, ...] | None = None,
     *,
     dtype: torch.dtype | None = None,
     keep_weights: bool = True,
@@ -85,8 +85,9 @@ def optimize(
 
     Args:
         model: a module in eval mode.
-        example: an input, or a tuple of inputs. Default: a random image at the channels of the
-            first convolution and 224x224.
+        example: an input (an image, or a list of them as torchvision's detectors take it), or a
+            tuple of inputs. Default: a random image at the channels of the first convolution and
+            224x224.
         dtype: convert the copy to this dtype. On the CPU only fp32 is planned; other dtypes run
             fused blocks.
         keep_weights: keep the unpacked weights, so that `state_dict` has the keys of `model` and
@@ -213,7 +214,13 @@ def _run_original(model: nn.Module, example: Any) -> _Run:
 def _other_batch(model: nn.Module, run: _Run) -> list[_Run]:
     """Run `model` on one image less, or on two instead of one, if it takes that."""
     (x,), _ = run
-    other = torch.cat((x, x.flip(-1))) if len(x) == 1 else x[1:]
+    other: Tensor | list[Tensor]
+    if isinstance(x, Tensor):
+        other = torch.cat((x, x.flip(-1))) if len(x) == 1 else x[1:]
+    elif isinstance(x, list):  # images of any sizes, as torchvision's detectors take them
+        other = [x[0], x[0].flip(-1)] if len(x) == 1 else x[1:]
+    else:
+        return []
     try:
         return [((other,), _run(model, (other,)))]
     except Exception:  # a network for one batch size only
@@ -352,9 +359,10 @@ def _largest(tensors: list[Tensor]) -> float:
 
 
 def _cast(arguments: tuple[Any, ...], dtype: torch.dtype) -> list[Any]:
-    return [
-        a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments
-    ]
+    def cast(a: Any) -> Any:
+        return a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a
+
+    return pytree.tree_map(cast, list(arguments))
 
 
 def _difference(output: Tensor, expected: Tensor) -> float:
