@@ -53,7 +53,7 @@ class HandedAdaptiveAvgPool2d(ReadsMeans, nn.AdaptiveAvgPool2d):
         return means
 
     def _traced_forward(self, x: Proxy) -> Any:
-        tracer = x.tracer
+        tracer: Any = x.tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), {})
 
 
@@ -83,7 +83,6 @@ class Handover:
         giver, *way = (self._along(path) for path in (self.giver, *self.way))
         return (
             all((giver, *way))
-            and giver[-1] is caller
             and isinstance(way[-1][-1], ReadsMeans)
             and all(_hands_on(modules[-1], caller) for modules in way[:-1])
             and not any(has_hooks(module) for modules in (giver, *way) for module in modules)
@@ -138,7 +137,7 @@ def _first_user(
     node: fx.Node, prefix: str, modules: Mapping[str, nn.Module]
 ) -> tuple[fx.Node | None, Ways]:
     """What reads the value of `node` first, and through which layers that only hand it on."""
-    way = (_name(prefix, node.target),)
+    way: Ways = (_name(prefix, node.target),)
     while True:
         users = list(node.users)
         if not users or users[0].all_input_nodes != [node]:

@@ -100,7 +100,7 @@ def _reference(
 
 def _gradient(
     grads: tuple[Tensor, Tensor], needs: Sequence[bool], x: Tensor, *rest: Any
-) -> tuple[Tensor | None, ...]:
+) -> Sequence[Tensor | None]:
     """Every pixel has the same share in the mean of its channel."""
     grad, means_grad = grads
     shares = means_grad[:, :, None, None] / math.prod(grad.shape[2:])
