@@ -44,7 +44,7 @@ class ConvertedModule(FusedModule):
             return super().forward(x)
 
     def _hands_means(self) -> bool:
-        return self._fastdw_handover is not None and self._fastdw_handover.active(self)
+        return self._fastdw_handover is not None and self._fastdw_handover.active()
 
 
 class FusedBlock(ConvertedModule):

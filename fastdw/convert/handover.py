@@ -7,9 +7,11 @@ that it reads a fused depthwise convolution first, that convolution adds up what
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import is_
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx import Proxy
 
@@ -76,17 +78,27 @@ class Handover:
         self.parent = parent
         self.giver = giver
         self.way = way
+        self._seen: _Modules | None = None
 
-    def active(self, caller: nn.Module) -> bool:
-        """Say whether the means would be read: `caller` and the reader stand in their places, and
-        no layer or hook might write to the result before the reader sees it."""
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": None}
+
+    def active(self) -> bool:
+        """Say whether the means would be read: the reader stands in its place, and no layer or hook
+        might write to the result before the reader sees it."""
+        compiling = torch.compiler.is_compiling()
+        if not compiling and self._seen is not None and self._seen.stand():
+            return True
         giver, *way = (self._along(path) for path in (self.giver, *self.way))
-        return (
+        active = (
             all((giver, *way))
             and isinstance(way[-1][-1], ReadsMeans)
-            and all(_hands_on(modules[-1], caller) for modules in way[:-1])
+            and all(_hands_on(modules[-1], giver[-1]) for modules in way[:-1])
             and not any(has_hooks(module) for modules in (giver, *way) for module in modules)
         )
+        if active and not compiling:
+            self._seen = _Modules(self.parent, (giver, *way), (self.giver, *self.way))
+        return active
 
     def _along(self, path: Path) -> list[nn.Module]:
         """The modules on the way from the parent down to `path`; none if it leads nowhere."""
@@ -98,6 +110,37 @@ class Handover:
             found.append(child)
             module = child
         return found
+
+
+class _Modules:
+    """The modules of a handover as they stood when it was active: 1 us to see that they still do,
+    where looking each of them up anew takes 5."""
+
+    def __init__(
+        self,
+        parent: nn.Module,
+        found: Sequence[Sequence[nn.Module]],
+        paths: Sequence[Path],
+    ) -> None:
+        places = {
+            (id(above), name): (above._modules, name, module)
+            for modules, path in zip(found, paths, strict=True)
+            for above, name, module in zip((parent, *modules[:-1]), path, modules, strict=True)
+        }
+        self.holders, self.names, self.modules = zip(*places.values(), strict=True)
+        self.hooks = [
+            hooks
+            for module in self.modules
+            for hooks in (
+                *(module._forward_hooks, module._forward_pre_hooks),
+                *(module._backward_hooks, module._backward_pre_hooks),
+            )
+        ]
+
+    def stand(self) -> bool:
+        return all(map(is_, map(dict.get, self.holders, self.names), self.modules)) and not any(
+            self.hooks
+        )
 
 
 def _hands_on(module: nn.Module, giver: nn.Module) -> bool:
