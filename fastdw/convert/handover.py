@@ -138,9 +138,8 @@ class _Modules:
         ]
 
     def stand(self) -> bool:
-        return all(map(is_, map(dict.get, self.holders, self.names), self.modules)) and not any(
-            self.hooks
-        )
+        same = all(map(is_, map(dict.get, self.holders, self.names), self.modules))
+        return same and not any(self.hooks)
 
 
 def _hands_on(module: nn.Module, giver: nn.Module) -> bool:
