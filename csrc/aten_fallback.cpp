@@ -110,10 +110,14 @@ Tensor block(const Tensor& x, const OptionalConvolution& expand, const Convoluti
   return in_layout(residual ? add(y, x) : y, channels_last);
 }
 
-Tensor classifier_head(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+Tensor means_of_images(const Tensor& x) {
   const IntList image_dims{2, 3};
-  const Tensor pooled = call("aten::mean", "dim", x, std::optional<IntList>(image_dims), false,
-                             std::optional<ScalarType>());
+  return call("aten::mean", "dim", x, std::optional<IntList>(image_dims), false,
+              std::optional<ScalarType>());
+}
+
+Tensor classifier_head(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  const Tensor pooled = means_of_images(x);
   const OptionalTensor added =
       bias ? OptionalTensor(torch::stable::to(*bias, ScalarType::Double)) : std::nullopt;
   return call("aten::linear", "", pooled, weight, added);

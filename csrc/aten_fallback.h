@@ -9,6 +9,8 @@ namespace fastdw::aten {
 inline bool is_needed(const Tensor& x) { return x.scalar_type() == ScalarType::Double; }
 
 Tensor depthwise_conv(const Tensor& x, const Convolution& convolution, const Sliding& sliding);
+// [batch, channels]: the mean of each channel of each image.
+Tensor means_of_images(const Tensor& x);
 Tensor pointwise_conv(const Tensor& x, const Convolution& convolution,
                       const OptionalTensor& residual);
 Tensor stem_conv(const Tensor& x, const Convolution& convolution, const Sliding& sliding);

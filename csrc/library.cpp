@@ -1,4 +1,4 @@
-// The ops of the namespace fastdw: every schema (six in csrc/schemas.h), once, with its CPU
+// The ops of the namespace fastdw: every schema (those with kernels on several devices in csrc/schemas.h), once, with its CPU
 // implementation, and the control functions that fastdw/native.py calls through ctypes.
 #include <torch/csrc/stable/library.h>
 
@@ -29,6 +29,10 @@ STABLE_TORCH_LIBRARY(fastdw, m) {
       "depthwise_conv_packed(Tensor x, Tensor packed, int channels_out, int[] kernel_size, "
       "int[] stride, int[] padding, int[] dilation, str activation, bool channels_last) -> Tensor");
   m.def(
+      "depthwise_conv_pooled_packed(Tensor x, Tensor packed, int channels_out, int[] kernel_size, "
+      "int[] stride, int[] padding, int[] dilation, str activation, bool channels_last) -> "
+      "(Tensor, Tensor)");
+  m.def(
       "pointwise_conv_packed(Tensor x, Tensor packed, int channels_out, Tensor? residual, "
       "str activation, bool channels_last) -> Tensor");
   m.def(
@@ -53,6 +57,7 @@ STABLE_TORCH_LIBRARY(fastdw, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastdw, CPU, m) {
   m.impl("depthwise_conv", TORCH_BOX(&fastdw::depthwise_conv));
+  m.impl("depthwise_conv_pooled", TORCH_BOX(&fastdw::depthwise_conv_pooled));
   m.impl("pointwise_conv", TORCH_BOX(&fastdw::pointwise_conv));
   m.impl("stem_conv", TORCH_BOX(&fastdw::stem_conv));
   m.impl("separable_block", TORCH_BOX(&fastdw::separable_block));
@@ -67,6 +72,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastdw, CPU, m) {
   m.impl("pack_classifier_head", TORCH_BOX(&fastdw::pack_classifier_head));
 
   m.impl("depthwise_conv_packed", TORCH_BOX(&fastdw::depthwise_conv_packed));
+  m.impl("depthwise_conv_pooled_packed", TORCH_BOX(&fastdw::depthwise_conv_pooled_packed));
   m.impl("pointwise_conv_packed", TORCH_BOX(&fastdw::pointwise_conv_packed));
   m.impl("stem_conv_packed", TORCH_BOX(&fastdw::stem_conv_packed));
   m.impl("separable_block_packed", TORCH_BOX(&fastdw::separable_block_packed));

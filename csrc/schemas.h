@@ -8,6 +8,8 @@ namespace fastdw {
 constexpr const char* kOpSchemas[] = {
     "depthwise_conv(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int[] stride, "
     "int[] padding, int[] dilation, str activation) -> Tensor",
+    "depthwise_conv_pooled(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int[] stride, "
+    "int[] padding, int[] dilation, str activation) -> (Tensor, Tensor)",
     "pointwise_conv(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? residual, "
     "str activation) -> Tensor",
     "stem_conv(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int[] stride, "

@@ -22,9 +22,10 @@ constexpr const char* kGradientSchemas[] = {
 };
 
 constexpr const char* kNames[] = {
-    "depthwise_conv",  "pointwise_conv",  "stem_conv",
-    "separable_block", "inverted_residual", "classifier_head",
-    "planned_network", "depthwise_conv_input_grad", "depthwise_conv_weight_grad",
+    "depthwise_conv",    "depthwise_conv_pooled",     "pointwise_conv",
+    "stem_conv",         "separable_block",           "inverted_residual",
+    "classifier_head",   "planned_network",           "depthwise_conv_input_grad",
+    "depthwise_conv_weight_grad",
 };
 static_assert(std::size(kNames) == std::size(kOpSchemas) + std::size(kGradientSchemas));
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class BackendRow:
     backend: str
     devices: tuple[str, ...]  # empty: any device
     dtypes: tuple[str, ...]
-    run: Callable[..., Tensor]  # takes the arguments in schema order
+    run: Callable[..., Any]  # takes the arguments in schema order
     limits: Callable[[Call], str | None] | None = None  # further reasons of this kernel
 
     def refuse(self, call: Call) -> str | None:
@@ -113,7 +114,7 @@ def use_backend(name: str) -> Iterator[None]:
         del _entered[-1 - _entered[::-1].index(name)]
 
 
-def dispatch(op: str, backend: str, x: Tensor, arguments: tuple[object, ...]) -> Tensor:
+def dispatch(op: str, backend: str, x: Tensor, arguments: tuple[object, ...]) -> Any:
     """Run ``op`` on the first row that takes the call.
 
     Raises:

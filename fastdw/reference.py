@@ -70,9 +70,40 @@ def depthwise_conv(
     activation: str = "none",
 ) -> Tensor:
     """See ``fastdw.ops.depthwise_conv``."""
-    conv = (weight, scale, bias, activation)
+    return _wide_depthwise_conv(x, weight, scale, bias, stride, padding, dilation, activation).to(
+        x.dtype
+    )
+
+
+def depthwise_conv_pooled(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    activation: str = "none",
+) -> tuple[Tensor, Tensor]:
+    """See ``fastdw.ops.depthwise_conv_pooled``."""
+    y = _wide_depthwise_conv(x, weight, scale, bias, stride, padding, dilation, activation)
+    return y.to(x.dtype), y.mean((2, 3))
+
+
+def _wide_depthwise_conv(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    activation: str,
+) -> Tensor:
     wide = x.to(compute_dtype(x.dtype))
-    return _conv_unit(wide, conv, stride, padding, dilation, x.shape[1]).to(x.dtype)
+    conv = (weight, scale, bias, activation)
+    return _conv_unit(wide, conv, stride, padding, dilation, x.shape[1])
 
 
 def pointwise_conv(

@@ -49,6 +49,7 @@ ELSEWHERE = (  # kernels that those layers at batch 32 do not run
     "_input_grad_by_taps",
     "_weight_grad_by_taps",
     "_linear_of_image",
+    "_add_sums",
 )
 
 
@@ -105,6 +106,12 @@ def test_machine_code(op: str, target: Target, precision: str) -> None:
 @pytest.mark.parametrize("kernel", ELSEWHERE)
 def test_machine_code_of_other_kernels(kernel: str, target: Target, precision: str) -> None:
     compile_within_limits(first_launches(precision, target)[kernel], target)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.arch)
+def test_machine_code_of_sums(target: Target, precision: str) -> None:
+    for launch in triton_launches.pooled_launches(DTYPES[precision], target):
+        compile_within_limits(launch.launch, target)
 
 
 def test_no_kernel_is_left_out() -> None:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "csrc/tensor_checks.h"
@@ -15,6 +16,16 @@ Tensor depthwise_conv_packed(const Tensor& x, const Tensor& packed, int64_t chan
                              const IntList& kernel_size, const IntList& stride,
                              const IntList& padding, const IntList& dilation,
                              const std::string& activation, bool channels_last);
+
+// The result and the means of its images, [batch, channels_out] in fp32 (fp64 where x is).
+std::tuple<Tensor, Tensor> depthwise_conv_pooled(
+    const Tensor& x, const Tensor& weight, const OptionalTensor& scale, const OptionalTensor& bias,
+    const IntList& stride, const IntList& padding, const IntList& dilation,
+    const std::string& activation);
+std::tuple<Tensor, Tensor> depthwise_conv_pooled_packed(
+    const Tensor& x, const Tensor& packed, int64_t channels_out, const IntList& kernel_size,
+    const IntList& stride, const IntList& padding, const IntList& dilation,
+    const std::string& activation, bool channels_last);
 
 Tensor pointwise_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& scale,
                       const OptionalTensor& bias, const OptionalTensor& residual,

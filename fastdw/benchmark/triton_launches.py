@@ -13,7 +13,7 @@ import fastdw.ops
 from fastdw.benchmark.cases import OpCase, OpTensors, dense, depthwise
 from fastdw.benchmark.network_cases import network_cases
 from fastdw.ops import triton_backend
-from fastdw.ops.registration import OPS
+from fastdw.ops.registration import OPS, VARIANTS
 from fastdw.triton_kernels import tiles
 
 GRADIENTS = ("depthwise_conv_input_grad", "depthwise_conv_weight_grad")
@@ -103,18 +103,31 @@ def all_launches(case: OpCase, dtype: torch.dtype, target: Any, label: str) -> I
         yield from (Launch(op, label, rows[op], launch) for launch in of_op)
 
 
+def _window(kernel: int, stride: int, batch: int, size: int) -> OpCase:
+    options = {"stride": stride, "padding": kernel // 2}
+    label = f"{kernel}x{kernel}, stride {stride}, {size}x{size}, batch {batch}"
+    return OpCase(
+        "depthwise_conv", label, (batch, 96, size, size), (depthwise(96, kernel),), options
+    )
+
+
+def pooled_launches(dtype: torch.dtype, target: Any) -> Iterator[Launch]:
+    """Yield what depthwise convolutions before squeeze-excites launch, one of each kind."""
+    op = "depthwise_conv_pooled"
+    for kernel, stride, batch in ((3, 1, 1), (3, 2, 32), (5, 1, 32), (5, 2, 1), (9, 1, 1)):
+        case = _window(kernel, stride, batch, 28)
+        x, *rest = schema_arguments(case, dtype)
+        y, means = VARIANTS[op].fake(x, *rest)
+        with tiles.recorded() as chosen:
+            planned = triton_backend.plan(op, target, y, x, *rest, means)
+        yield from (Launch(op, case.label, tuple(chosen), launch) for launch in planned)
+
+
 def other_cases() -> Iterator[OpCase]:
     """Yield layers whose tiles or kernels MobileNet V1 and V2 at 224x224 do not need."""
-
-    def window(kernel: int, stride: int, batch: int, size: int) -> OpCase:
-        options = {"stride": stride, "padding": kernel // 2}
-        label = f"{kernel}x{kernel}, stride {stride}, {size}x{size}, batch {batch}"
-        convs = (depthwise(96, kernel),)
-        return OpCase("depthwise_conv", label, (batch, 96, size, size), convs, options)
-
     for kernel, stride in ((5, 1), (5, 2), (7, 1), (7, 2), (9, 1), (9, 2)):
-        yield window(kernel, stride, 1, 14)
-        yield window(kernel, stride, 32, 56)
+        yield _window(kernel, stride, 1, 14)
+        yield _window(kernel, stride, 32, 56)
     convs = dense(576, 96, "relu6"), depthwise(576), dense(128, 576)
     for batch in (1, 32):
         label, options = f"96 to 128, stride 2, batch {batch}", {"stride": 2, "padding": 1}
@@ -131,7 +144,7 @@ def other_cases() -> Iterator[OpCase]:
 def network_launches(
     dtype: torch.dtype, target: Any, batches: Sequence[int] = (1, 32)
 ) -> Iterator[Launch]:
-    """Every launch of every layer of MobileNet V1 and V2 and of ``other_cases``."""
+    """Every launch of every layer of MobileNet V1 and V2, of ``other_cases``, and with sums."""
     cases = [
         (f"{case.label}, batch {batch}", case)
         for op in OPS
@@ -140,3 +153,4 @@ def network_launches(
     ]
     for label, case in (*cases, *((case.label, case) for case in other_cases())):
         yield from all_launches(case, dtype, target, label)
+    yield from pooled_launches(dtype, target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -20,6 +20,9 @@ from fastdw.convert.rules import (
 )
 from fastdw.nn.fused_module import ConvUnit, FusedModule
 
+if TYPE_CHECKING:
+    from fastdw.convert.handover import Handover
+
 
 class ConvertedModule(FusedModule):
     """A fused subclass of somebody else's module class, set by `convert` on a living instance.
@@ -27,16 +30,21 @@ class ConvertedModule(FusedModule):
     Attributes:
         _fastdw_original: the class that `revert` sets again.
         _fastdw_backend: the backend that `convert` was asked for.
+        _fastdw_handover: where a depthwise convolution's means go, or None.
     """
 
     _fastdw_original: ClassVar[type[nn.Module]]
     _fastdw_backend: str = "auto"
+    _fastdw_handover: Handover | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self._fastdw_backend == "auto":
             return super().forward(x)
         with backends.use_backend(self._fastdw_backend):
             return super().forward(x)
+
+    def _hands_means(self) -> bool:
+        return self._fastdw_handover is not None and self._fastdw_handover.active()
 
 
 class FusedBlock(ConvertedModule):

@@ -16,6 +16,7 @@ from functools import partial
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastdw.convert.handover import READERS
 from fastdw.convert.report import Reason
 from fastdw.convert.rules import (
     Refused,
@@ -41,10 +42,12 @@ class Proof:
     Attributes:
         sites: name of the convolution -> the names of it and of what it swallows.
         refused: name of the convolution -> why it is left.
+        graphs: what was traced: the module's name and its graph.
     """
 
     sites: dict[str, list[str]] = field(default_factory=dict)
     refused: dict[str, Reason] = field(default_factory=dict)
+    graphs: list[tuple[str, fx.Graph]] = field(default_factory=list)
 
 
 def prove(model: nn.Module, blocks: Collection[nn.Module]) -> Proof:
@@ -81,7 +84,7 @@ def _prove(scope: nn.Module, prefix: str, context: _Context, proof: Proof) -> No
         and id(module) not in context.closed
         and context.names[id(module)] == name
     ]
-    if not pending:
+    if not pending and not any(type(module) in READERS for module in scope.modules()):
         return
     graph = _try_trace(scope, context.closed)
     if graph is None:
@@ -92,6 +95,7 @@ def _prove(scope: nn.Module, prefix: str, context: _Context, proof: Proof) -> No
             else:
                 _prove(child, full_name, context, proof)
         return
+    proof.graphs.append((prefix, graph))
     calls = _Calls(scope, graph, prefix, context.places)
     for name in pending:
         try:

@@ -96,7 +96,7 @@ class Row:
 
 
 BLOCK_PATTERNS = ("inverted_residual", "separable_block")
-DEPTHWISE_PATTERNS = (*BLOCK_PATTERNS, "depthwise_conv")
+DEPTHWISE_PATTERNS = (*BLOCK_PATTERNS, "depthwise_conv", "depthwise_conv_pooled")
 
 
 @dataclass

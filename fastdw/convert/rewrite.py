@@ -15,12 +15,19 @@ from torch import nn
 
 from fastdw import backends
 from fastdw.convert.blocks import BLOCKS, ConvertedModule, FusedBlock
-from fastdw.convert.proof import prove, site_of
+from fastdw.convert.handover import (
+    READERS,
+    Handover,
+    ReadsMeans,
+    find_handovers,
+    handover_of,
+)
+from fastdw.convert.proof import Proof, prove, site_of
 from fastdw.convert.report import Reason, Report, Row
 from fastdw.convert.rules import Refused, check_untouched, pattern_of_conv
 from fastdw.convert.shape_run import ShapeRun, run_on_shapes
 from fastdw.convert.siblings import SIBLINGS, FusedSibling, Passed, Site
-from fastdw.nn.fused_module import FusedModule, NotFusable
+from fastdw.nn.fused_module import POOLED_OP, FusedModule, NotFusable
 from fastdw.nn.units import check_units
 
 Level = Literal["block", "depthwise"]
@@ -133,7 +140,7 @@ def explain(
 def revert(model: nn.Module) -> nn.Module:
     """Undo `convert`: every module gets its old class; parameters and values stay as they are."""
     for module in model.modules():
-        if isinstance(module, (ConvertedModule, Passed)):
+        if isinstance(module, (ConvertedModule, Passed, ReadsMeans)):
             original: Any = type(module)._fastdw_original
             for name in [n for n in module.__dict__ if n.startswith("_fastdw_")]:
                 del module.__dict__[name]
@@ -152,6 +159,8 @@ class Candidate:
     reason: Reason = Reason.FUSED
     fused_class: type[FusedBlock] | None = None
     site: Site | None = None
+    handover: Handover | None = None
+    reader: nn.Module | None = None
 
     def swap(self, backend: str) -> None:
         """Set the fused classes."""
@@ -166,6 +175,9 @@ class Candidate:
         elif self.fused_class is not None:
             self.module.__class__ = self.fused_class
         self.module.__dict__["_fused_pattern"] = self.pattern
+        if self.reader is not None:
+            self.module.__dict__["_fastdw_handover"] = self.handover
+            self.reader.__class__ = READERS[type(self.reader)]
         if backend != "auto":
             self.module.__dict__["_fastdw_backend"] = backend
 
@@ -225,7 +237,23 @@ def _find(model: nn.Module, wanted: _Wanted, level: Level) -> list[Candidate]:
         candidates.append(candidate)
     for name, reason in proof.refused.items():
         candidates.append(Candidate(name, by_name[name], _left_pattern(by_name[name]), reason))
+    _pair(model, candidates, proof, wanted)
     return sorted(candidates, key=lambda candidate: order[id(candidate.module)])
+
+
+def _pair(model: nn.Module, candidates: list[Candidate], proof: Proof, wanted: _Wanted) -> None:
+    """Let depthwise convolutions hand their means to the poolings that read them."""
+    by_name = {c.name: c for c in candidates}
+    givers = {
+        proof.sites[name][-1] if candidate.site else name: name
+        for name, candidate in by_name.items()
+        if candidate.reason is Reason.FUSED and candidate.pattern == "depthwise_conv"
+    }
+    for name, way in find_handovers(model, proof.graphs, givers).items():
+        reader = model.get_submodule(way[-1])
+        if wanted.accepts(way[-1], reader):
+            by_name[name].reader = reader
+            by_name[name].handover = handover_of(model, name, way)
 
 
 def _find_blocks(
@@ -344,7 +372,7 @@ def _report(candidates: list[Candidate], run: ShapeRun, backend: str) -> Report:
             Row(
                 name=candidate.name,
                 class_name=getattr(type(module), "_fastdw_original", type(module)).__name__,
-                pattern=candidate.pattern,
+                pattern=POOLED_OP if candidate.reader is not None and fused else candidate.pattern,
                 reason=candidate.reason,
                 backend=backend if fused else "torch",
                 parameters=sum(p.numel() for member in members for p in _parameters(member)),

@@ -15,9 +15,10 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.linear import Linear
 from timm.layers.norm_act import SyncBatchNormAct
 from timm.models import _efficientnet_blocks as timm_blocks
-from torch import nn
+from torch import Tensor, nn
 
 from fastdw.convert.blocks import BLOCKS, FusedBlock
+from fastdw.convert.handover import READERS, ReadsMeans
 from fastdw.convert.report import Reason
 from fastdw.convert.rules import (
     CONV_PADDING,
@@ -26,6 +27,7 @@ from fastdw.convert.rules import (
     UNITS,
     Refused,
     check_untouched,
+    original_class,
 )
 from fastdw.convert.siblings import SIBLINGS, FusedSibling, Passed
 from fastdw.plan.record import INERT_TYPES, LINEAR_TYPES, NORMS, POOLING, Pooling
@@ -106,6 +108,16 @@ class FusedInvertedResidual(FusedBlock, timm_blocks.InvertedResidual):
         return bool(module.has_skip)
 
 
+class HandedSqueezeExcite(ReadsMeans, timm_blocks.SqueezeExcite):
+    """timm's squeeze-excite behind a depthwise convolution that may hand over its means."""
+
+    _fastdw_original = timm_blocks.SqueezeExcite
+
+    def _after_pooling(self, x: Tensor, means: Tensor) -> Tensor:
+        gates = self.gate(self.conv_expand(self.act1(self.conv_reduce(means))))
+        return x * gates
+
+
 class FusedUniversalInvertedResidual(FusedBlock, timm_blocks.UniversalInvertedResidual):
     """The block of MobileNet V4, where it is an inverted residual or a separable block."""
 
@@ -173,6 +185,7 @@ def register() -> None:
         BLOCKS[fused._fastdw_original] = fused
     UNITS[ConvNormAct] = FusedConvNormAct.units
     INERT_TYPES.update((DropPath, PassedBatchNormAct2d))
+    READERS[timm_blocks.SqueezeExcite] = HandedSqueezeExcite
     LINEAR_TYPES.add(Linear)  # nn.Linear with a cast for TorchScript
     POOLING.update({FastAdaptiveAvgPool: fast_pooling, SelectAdaptivePool2d: select_pooling})
 
@@ -187,7 +200,7 @@ def select_pooling(pool: nn.Module) -> Pooling | None:
     inner = cast(nn.Module, pool.pool)
     if type(inner) is FastAdaptiveAvgPool:
         return fast_pooling(inner)
-    if type(inner) is nn.AdaptiveAvgPool2d and inner.output_size in (1, (1, 1)):
+    if original_class(inner) is nn.AdaptiveAvgPool2d and inner.output_size in (1, (1, 1)):
         return Pooling(flatten=type(pool.flatten) is nn.Flatten)
     return None
 

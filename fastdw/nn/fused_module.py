@@ -14,12 +14,16 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from fastdw import activation as activations
 from fastdw import backends, native, ops
 from fastdw.nn import weight_cache
+from fastdw.nn.means import hand_over
 from fastdw.nn.units import ConvUnit, LinearUnit, NotFusable, Unit, check_units
 from fastdw.nn.weight_cache import PackedCall, WeightCache
 from fastdw.ops import registration
 from fastdw.ops.layout import suggests_channels_last
 
 __all__ = ["ConvUnit", "FusedModule", "LinearUnit", "NotFusable", "fused_call", "pack_call"]
+
+POOLED_OP = "depthwise_conv_pooled"
+"""What runs the pattern ``depthwise_conv`` where somebody reads the means of the result."""
 
 PACKED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -56,6 +60,10 @@ class FusedModule(nn.Module):
         """Say whether the input is added to the output."""
         return False
 
+    def _hands_means(self) -> bool:
+        """Say whether a module behind reads the means of the result (`fastdw.nn.means`)."""
+        return False
+
     def _fused_children(self) -> tuple[nn.Module, ...]:
         """The modules that the fused op replaces: their own forward does not run."""
         return tuple(module for module in self.modules() if module is not self)
@@ -68,7 +76,12 @@ class FusedModule(nn.Module):
         if torch.compiler.is_compiling() or self.training or not _may_keep(x):
             return self._checked_forward(x)
         cache = self._fastdw_cache
-        if cache is not None and cache.accepts(x) and cache.is_current(self):
+        if (
+            cache is not None
+            and cache.accepts(x)
+            and cache.hands_means == self._hands_means()
+            and cache.is_current(self)
+        ):
             return cache.call(x)
         return self._checked_forward(x)
 
@@ -83,13 +96,13 @@ class FusedModule(nn.Module):
             self._note(str(reason))
             return self._unfused_forward(x)
         self._note(None)
-        pattern, residual = self._fused_pattern, self._fused_residual()
+        pattern, residual = self._op(units, x), self._fused_residual()
         backend = _packed_backend(pattern, units, x)
         if backend is not None:
             if torch.compiler.is_compiling() or torch.jit.is_tracing():
                 return pack_call(pattern, units, residual, backend)(x)
             if _may_keep(x) and _is_plain(units):
-                return self._keep(units, x, backend).call(x)
+                return self._keep(pattern, units, x, backend).call(x)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._drop_cache()  # a fused optimizer may write the weights next, uncounted
         return fused_call(pattern, units, x, residual)
@@ -119,13 +132,29 @@ class FusedModule(nn.Module):
             return self._unfused_forward(x)
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), {})
 
-    def _keep(self, units: Sequence[Unit], x: Tensor, backend: str) -> WeightCache:
+    def _op(self, units: Sequence[Unit], x: Tensor) -> str:
+        """The op that runs the pattern: the pooled one where its means are read, if the backend of
+        the plain one has it."""
+        if not self._hands_means():
+            return self._fused_pattern
+        weights = [_weight(unit) for unit in units]
+        plain, pooled = (_kernel_for(op, weights, x) for op in (self._fused_pattern, POOLED_OP))
+        return POOLED_OP if plain == pooled else self._fused_pattern
+
+    def _keep(self, op: str, units: Sequence[Unit], x: Tensor, backend: str) -> WeightCache:
+        hands_means = self._hands_means()
         with weight_cache.lock():
             there = self._fastdw_cache
-            if there is not None and there.accepts(x) and there.is_current(self):
+            if (
+                there is not None
+                and there.accepts(x)
+                and there.hands_means == hands_means
+                and there.is_current(self)
+            ):
                 return there  # another thread was faster
             cache = WeightCache(self, self._fused_children(), x, self._fused_settings())
-            cache.call = pack_call(self._fused_pattern, units, self._fused_residual(), backend)
+            cache.hands_means = hands_means
+            cache.call = pack_call(op, units, self._fused_residual(), backend)
             self.__dict__["_fastdw_cache"] = cache
         return cache
 
@@ -165,6 +194,9 @@ def fused_call(pattern: str, units: Sequence[Unit], x: Tensor, residual: bool = 
     geometry["dilation"] = window.dilation
     if pattern == "depthwise_conv":
         return ops.depthwise_conv(x, *convs[0][:3], activation=convs[0][3], **geometry)
+    if pattern == POOLED_OP:
+        weights, act = convs[0][:3], convs[0][3]
+        return hand_over(ops.depthwise_conv_pooled(x, *weights, activation=act, **geometry))
     if pattern == "separable_block":
         return ops.separable_block(x, convs[0], convs[1], **geometry)
     expand = convs[0] if len(convs) == 3 else None
@@ -185,25 +217,27 @@ def pack_call(
         return plain_call(pattern, tensors, settings, "fastdw_triton")
     if _weight(units[0]).is_cuda:
         return plain_call(pattern, tensors, settings)
-    packed = getattr(torch.ops.fastdw, f"pack_{pattern}").default(*tensors)
-    run = getattr(torch.ops.fastdw, f"{pattern}_packed").default
+    packing = "depthwise_conv" if pattern == POOLED_OP else pattern
+    packed = getattr(torch.ops.fastdw, f"pack_{packing}").default(*tensors)
     if pattern == "classifier_head":
         arguments: tuple[Any, ...] = (_weight(units[0]).shape[0],)
     else:
         kernel = [] if pattern == "pointwise_conv" else [_window(units).kernel_size]
         channels_last = any(suggests_channels_last(_weight(unit)) for unit in units)
         arguments = (_weight(units[-1]).shape[0], *kernel, *settings, channels_last)
-    return lambda x: run(x, packed, *arguments)
+    return plain_call(f"{pattern}_packed", (packed,), arguments)
 
 
 def plain_call(
-    pattern: str,
+    op: str,
     tensors: Sequence[Tensor | None],
     settings: Sequence[Any],
     namespace: str = "fastdw",
 ) -> PackedCall:
-    """Return the call of the plain op on these tensors."""
-    run = getattr(getattr(torch.ops, namespace), pattern).default
+    """Return the call of an op on these tensors."""
+    run = getattr(getattr(torch.ops, namespace), op).default
+    if op.startswith(POOLED_OP):
+        return lambda x: hand_over(run(x, *tensors, *settings))
     return lambda x: run(x, *tensors, *settings)
 
 

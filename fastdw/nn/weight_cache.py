@@ -54,6 +54,7 @@ class WeightCache:
         "channels_in",
         "device",
         "dtype",
+        "hands_means",
         "hooks",
         "lengths",
         "modules",
@@ -81,6 +82,7 @@ class WeightCache:
         ``settings``: entries of other dicts that were read too.
         """
         self.call: PackedCall
+        self.hands_means = False
         self.backend = current_backend()
         self.channels_in, self.dtype, self.device = x.shape[1], x.dtype, x.device
         self.owner_children = owner._modules

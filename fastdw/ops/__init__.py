@@ -7,6 +7,7 @@ from fastdw.backends import BackendRefused, current_backend, use_backend
 from fastdw.ops import registration
 from fastdw.ops.classifier_head import classifier_head
 from fastdw.ops.depthwise_conv import depthwise_conv
+from fastdw.ops.depthwise_conv_pooled import depthwise_conv_pooled
 from fastdw.ops.inverted_residual import inverted_residual
 from fastdw.ops.pointwise_conv import pointwise_conv
 from fastdw.ops.separable_block import separable_block
@@ -21,6 +22,7 @@ __all__ = [
     "classifier_head",
     "current_backend",
     "depthwise_conv",
+    "depthwise_conv_pooled",
     "inverted_residual",
     "pointwise_conv",
     "separable_block",

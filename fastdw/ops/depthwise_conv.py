@@ -57,12 +57,27 @@ def depthwise_conv(
 
     Source: Howard et al., MobileNets (2017), section 3.1; Chollet, Xception (2017).
     """
+    arguments = schema_arguments(x, weight, scale, bias, stride, padding, dilation, activation)
+    return dispatch("depthwise_conv", backend, arguments[0], arguments)
+
+
+def schema_arguments(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    activation: str,
+) -> tuple[Any, ...]:
+    """Return the arguments of the public op as its schema takes them, checked."""
     x, weight = registration.autocast(x, weight)
     scale, bias = registration.epilogue_dtype(scale), registration.epilogue_dtype(bias)
     window = registration.window(checks.kernel_size(weight, "weight"), stride, padding, dilation)
     arguments = (x, weight, scale, bias, *window, activation)
     _check(*arguments)
-    return dispatch("depthwise_conv", backend, x, arguments)
+    return arguments
 
 
 def _check(

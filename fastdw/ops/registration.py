@@ -30,22 +30,36 @@ ALL_DTYPES = tuple(backends.DTYPE_NAMES.values())
 
 @dataclass(frozen=True)
 class Op:
-    """One op. Every function takes the arguments in the order of the schema."""
+    """One op. Every function takes the arguments in the order of the schema.
+
+    Of an op with several results ``out_shape`` and the gradient's first argument are tuples.
+    """
 
     name: str
-    fake: Callable[..., Tensor]  # checks, then an empty output
+    fake: Callable[..., Any]  # checks, then an empty output
     gradient: Callable[..., Sequence[Tensor | None]]  # (grad, needs_input_grad, *arguments)
     flops: Callable[..., int]  # shapes instead of tensors, and out_shape=
-    reference: Callable[..., Tensor]
+    reference: Callable[..., Any]
     autocast: tuple[str, ...]  # arguments that go to the autocast dtype
     pack_fake: Callable[..., Tensor]
-    packed_fake: Callable[..., Tensor]
+    packed_fake: Callable[..., Any]
     packed_flops: Callable[..., int]
     packed_autocast: tuple[str, ...] = ("x",)
     native_limits: Callable[[backends.Call], str | None] | None = None
+    native_devices: tuple[str, ...] = ("cpu", "cuda", "meta")
+    variant_of: str | None = None  # the op that it is with a further result, on the same weights
+
+    @property
+    def packs_with(self) -> str:
+        """The op that packs its weights."""
+        return f"pack_{self.variant_of or self.name}"
 
 
 OPS: dict[str, Op] = {}
+"""The ops, by name."""
+
+VARIANTS: dict[str, Op] = {}
+"""Those that are another op with a further result."""
 
 _namespace: torch.library.Library | None = None  # holds the autocast kernels alive
 _twins: torch.library.Library | None = None  # holds the ops on Triton kernels alive
@@ -54,9 +68,9 @@ _missing: ImportError | None = None
 
 def define(op: Op) -> Op:
     """Enter ``op`` into the table of ops and its rows into that of the backends."""
-    OPS[op.name] = op
+    (VARIANTS if op.variant_of else OPS)[op.name] = op
 
-    def run_native(*arguments: object) -> Tensor:
+    def run_native(*arguments: object) -> Any:
         if _missing is not None:
             raise ImportError(str(_missing))
         return getattr(torch.ops.fastdw, op.name)(*arguments)
@@ -70,7 +84,7 @@ def define(op: Op) -> Op:
                 return reason
         return None if op.native_limits is None else op.native_limits(call)
 
-    def run_triton(*arguments: object) -> Tensor:
+    def run_triton(*arguments: object) -> Any:
         return getattr(torch.ops.fastdw_triton, op.name)(*arguments)
 
     def triton_limits(call: backends.Call) -> str | None:
@@ -79,14 +93,12 @@ def define(op: Op) -> Op:
         reason = triton_backend.reason(call.device, x.device.index)
         return str(_missing) if reason is None and _missing is not None else reason
 
-    def run_reference(x: Tensor, *arguments: object) -> Tensor:
+    def run_reference(x: Tensor, *arguments: object) -> Any:
         with without_autocast(x.device.type):
             return op.reference(x, *arguments)
 
     backends.ROWS[op.name] = [
-        backends.BackendRow(
-            op.name, "cpp", ("cpu", "cuda", "meta"), ALL_DTYPES, run_native, limits
-        ),
+        backends.BackendRow(op.name, "cpp", op.native_devices, ALL_DTYPES, run_native, limits),
         backends.BackendRow(
             op.name,
             "triton",
@@ -167,9 +179,11 @@ def load() -> None:
 
     _missing = None
     _namespace = torch.library.Library("fastdw", "IMPL")
-    for op in OPS.values():
+    ops = (*OPS.values(), *VARIANTS.values())
+    for op in ops:
         torch.library.register_fake(f"fastdw::{op.name}", op.fake)
-        torch.library.register_fake(f"fastdw::pack_{op.name}", op.pack_fake)
+        if op.variant_of is None:
+            torch.library.register_fake(f"fastdw::{op.packs_with}", op.pack_fake)
         torch.library.register_fake(f"fastdw::{op.name}_packed", op.packed_fake)
         _register_gradient("fastdw", op)
         _register_no_gradient(f"{op.name}_packed")
@@ -182,7 +196,7 @@ def load() -> None:
     _register_autocast(_namespace, "fastdw", "planned_network", ("x",))
     register_flop_formula(torch.ops.fastdw.planned_network)(program.flops)
     _twins = torch.library.Library("fastdw_triton", "IMPL")
-    for op in OPS.values():
+    for op in ops:
         _register_twin(_twins, op)
     _register_network_twin(_twins)
     depthwise_conv_train.register(_twins)
@@ -191,7 +205,7 @@ def load() -> None:
 def _register_twin(twins: torch.library.Library, op: Op) -> None:
     """Give ``fastdw_triton::<op>`` what ``fastdw::<op>`` has, and Triton's kernels."""
 
-    def run(x: Tensor, *arguments: Any) -> Tensor:
+    def run(x: Tensor, *arguments: Any) -> Any:
         if x.dtype == torch.float64:
             return op.reference(x, *arguments)
         refusal = triton_backend.reason(x.device.type, x.device.index)
@@ -220,16 +234,18 @@ def _register_network_twin(twins: torch.library.Library) -> None:
 
 
 def _register_gradient(namespace: str, op: Op) -> None:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.tensors_at = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
         ctx.save_for_backward(*(inputs[i] for i in ctx.tensors_at))
         ctx.settings = [None if isinstance(value, Tensor) else value for value in inputs]
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads_out: Tensor) -> tuple[Tensor | None, ...]:
         arguments = list(ctx.settings)
         for i, tensor in zip(ctx.tensors_at, ctx.saved_tensors, strict=True):
             arguments[i] = tensor
-        with without_autocast(grad.device.type):  # torch.compile traces this inside the forward's
+        grad: Any = grads_out if len(grads_out) > 1 else grads_out[0]
+        device = grads_out[0].device.type
+        with without_autocast(device):  # torch.compile traces this inside the forward's
             grads = op.gradient(grad, ctx.needs_input_grad, *arguments)
         return (*grads, *[None] * (len(arguments) - len(grads)))
 

@@ -75,17 +75,22 @@ def _kernels(module: str) -> Any:
     return importlib.import_module(f"fastdw.triton_kernels.{module}")
 
 
-def run(op: str, y: Tensor, x: Tensor, *arguments: Any) -> Tensor:
-    """Run ``op`` (arguments in schema order) and return y, which has the output's shape."""
+def run(op: str, outputs: Any, x: Tensor, *arguments: Any) -> Any:
+    """Run ``op`` (arguments in schema order) and return its outputs: y, or y and others."""
+    y, *others = outputs if isinstance(outputs, tuple) else (outputs,)
     if y.numel() == 0:
-        return y
+        return outputs
     out = y if _is_nhwc(y) else torch.empty_like(y, memory_format=torch.channels_last)
-    _run(plan(op, target_of(x.device), out, x, *arguments), x)
-    return y if out is y else y.copy_(out)
+    _run(plan(op, target_of(x.device), out, x, *arguments, *others), x)
+    if out is not y:
+        y.copy_(out)
+    return outputs
 
 
 def plan(op: str, target: Any, y: Tensor, x: Tensor, *arguments: Any) -> list[Any]:
     """The launches that write ``op`` of x (and the schema's other arguments) to y, which is NHWC.
+
+    Outputs besides y stand behind the arguments.
 
     Runs nothing, so meta tensors do.
     """
@@ -206,6 +211,11 @@ def _depthwise(
     return (_nhwc(x), *_dense(weight, scale, bias), y, stride, sides, dilation, activation)
 
 
+def _depthwise_pooled(x: Tensor, y: Tensor, *rest: Any) -> tuple[Any, ...]:
+    *arguments, means = rest
+    return (*_depthwise(x, y, *arguments), means)
+
+
 def _pointwise(
     x: Tensor,
     y: Tensor,
@@ -253,6 +263,7 @@ def _head(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[An
 
 _PLANNED: dict[str, Callable[..., tuple[Any, ...]]] = {
     "depthwise_conv": _depthwise,
+    "depthwise_conv_pooled": _depthwise_pooled,
     "pointwise_conv": _pointwise,
     "stem_conv": _stem,
     "separable_block": _separable,

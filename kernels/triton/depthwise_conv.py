@@ -15,6 +15,17 @@ import triton
 import triton.language as tl
 
 from fastdw.triton_kernels import tiles
+from fastdw.triton_kernels.depthwise_groups import (
+    add_at,
+    filled,
+    is_inside,
+    is_read,
+    locate_groups,
+    locate_groups_of_image,
+    replaced,
+    store_sums,
+    tap_between,
+)
 from fastdw.triton_kernels.epilogue import finish
 from fastdw.triton_kernels.launch import COUNTS, KernelLaunch, Target, ceil_div
 
@@ -27,62 +38,6 @@ VECTOR = 8
 MOST_WARPS = 16
 
 
-@triton.constexpr_function
-def tap_between(position, output, stride, dilation, taps):
-    """The tap by which the window of ``output`` reads input ``position``; -1: none."""
-    tap, rest = divmod(position - output * stride, dilation)
-    return tap if rest == 0 and 0 <= tap < taps else -1
-
-
-@triton.constexpr_function
-def is_read(position, outputs, stride, dilation, taps):
-    """Whether any of the first ``outputs`` windows reads input ``position``."""
-    steps = (divmod(position - output * stride, dilation) for output in range(outputs))
-    return any(rest == 0 and 0 <= tap < taps for tap, rest in steps)
-
-
-@triton.jit
-def locate_groups(
-    program, groups, group_rows, group_columns, BLOCK_GROUPS: tl.constexpr, WIDE: tl.constexpr
-):
-    """Return image (int64), row and column of groups, and whether they exist, of the lanes."""
-    if WIDE:
-        program = program.to(tl.int64)
-    group = program * BLOCK_GROUPS + tl.arange(0, BLOCK_GROUPS)
-    line = group // group_columns
-    image = line // group_rows
-    column = (group - line * group_columns).to(tl.int32)
-    row = (line - image * group_rows).to(tl.int32)
-    return image.to(tl.int64), row, column, group < groups
-
-
-@triton.jit
-def is_inside(position, size):
-    """Whether 0 <= position < size."""
-    return (position >= 0) & (position < size)
-
-
-@triton.jit
-def filled(count: tl.constexpr, value):
-    """A tuple of ``count`` times ``value``."""
-    values = ()
-    for _ in tl.static_range(count):
-        values = values + (value,)
-    return values
-
-
-@triton.jit
-def replaced(values, index: tl.constexpr, value):
-    """The tuple with another value at ``index``."""
-    return values[:index] + (value,) + values[index + 1 :]
-
-
-@triton.jit
-def add_at(sums, index: tl.constexpr, value):
-    """The tuple with ``value`` added at ``index``."""
-    return sums[:index] + (sums[index] + value,) + sums[index + 1 :]
-
-
 @triton.jit(do_not_specialize_on_alignment=COUNTS)
 def _depthwise_conv(
     x_ptr,
@@ -90,8 +45,10 @@ def _depthwise_conv(
     scale_ptr,
     bias_ptr,
     y_ptr,
+    sums_ptr,
     groups,
     group_rows,
+    programs_of_image,
     height,
     width,
     out_height,
@@ -117,9 +74,14 @@ def _depthwise_conv(
 ):
     program = tl.program_id(0) // channel_blocks
     channel_block = tl.program_id(0) - program * channel_blocks
-    image, group_row, out_column, is_lane = locate_groups(
-        program, groups, group_rows, out_width, BLOCK_GROUPS, WIDE
-    )
+    if sums_ptr is None:
+        image, group_row, out_column, is_lane = locate_groups(
+            program, groups, group_rows, out_width, BLOCK_GROUPS, WIDE
+        )
+    else:
+        image, group_row, out_column, is_lane = locate_groups_of_image(
+            program, groups, programs_of_image, out_width, BLOCK_GROUPS, WIDE
+        )
     channels = channel_vectors * VECTOR
     channel = channel_block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     is_channel = channel < channels
@@ -156,13 +118,20 @@ def _depthwise_conv(
     out_pixel = (image * out_height + group_row * ROWS) * out_width + out_column
     y = y_ptr + (out_pixel * channels)[:, None] + channel[None, :]
     y_row = tl.cast(out_width, tl.int64) * channels
+    if sums_ptr is not None:
+        total = tl.zeros((BLOCK_GROUPS, BLOCK_CHANNELS), tl.float32)
     for i in tl.static_range(ROWS):
         value = finish(sums[i], scale_ptr, bias_ptr, channel, is_channel, ACTIVATION)
+        if sums_ptr is not None:
+            is_row = is_lane & (group_row * ROWS + i < out_height)
+            total += tl.where(is_row[:, None], value, 0.0)
         sums = replaced(sums, i, value.to(y_ptr.dtype.element_ty))
     for i in tl.static_range(ROWS):
         is_row = is_lane & (group_row * ROWS + i < out_height)
         tl.store(y, sums[i], mask=is_row[:, None] & is_channel[None, :])
         y += y_row
+    if sums_ptr is not None:
+        store_sums(sums_ptr, total, program, channels, channel, is_channel)
 
 
 @triton.jit(do_not_specialize_on_alignment=COUNTS)
@@ -172,7 +141,9 @@ def _depthwise_conv_by_taps(
     scale_ptr,
     bias_ptr,
     y_ptr,
+    sums_ptr,
     groups,
+    programs_of_image,
     height,
     width,
     out_height,
@@ -198,9 +169,14 @@ def _depthwise_conv_by_taps(
     """Any window: a group is one output, and the taps are looped over."""
     program = tl.program_id(0) // channel_blocks
     channel_block = tl.program_id(0) - program * channel_blocks
-    image, out_row, out_column, is_lane = locate_groups(
-        program, groups, out_height, out_width, BLOCK_GROUPS, WIDE
-    )
+    if sums_ptr is None:
+        image, out_row, out_column, is_lane = locate_groups(
+            program, groups, out_height, out_width, BLOCK_GROUPS, WIDE
+        )
+    else:
+        image, out_row, out_column, is_lane = locate_groups_of_image(
+            program, groups, programs_of_image, out_width, BLOCK_GROUPS, WIDE
+        )
     channels = channel_vectors * VECTOR
     channel = channel_block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     is_channel = channel < channels
@@ -226,6 +202,9 @@ def _depthwise_conv_by_taps(
     pixel = (image * out_height + out_row) * out_width + out_column
     y = y_ptr + (pixel * channels)[:, None] + channel[None, :]
     tl.store(y, value.to(y_ptr.dtype.element_ty), mask=is_lane[:, None] & is_channel[None, :])
+    if sums_ptr is not None:
+        total = tl.where(is_lane[:, None], value, 0.0)
+        store_sums(sums_ptr, total, program, channels, channel, is_channel)
 
 
 def share_out(
@@ -285,10 +264,12 @@ def plan_window(
     target: Target,
     *,
     flipped: bool,
+    pooled: bool = False,
 ) -> list[KernelLaunch]:
     """Plan a depthwise convolution with padding ``offset`` (top, left), by tiles of ``op``.
 
-    ``flipped``: with the window turned by 180 degrees.
+    ``flipped``: with the window turned by 180 degrees. ``pooled``: each program leaves the sums of
+    its channels in ``sums_ptr``, [batch, programs of an image, channels].
     """
     batch, channels, out_height, out_width = y.shape
     if batch == 0:
@@ -300,8 +281,12 @@ def plan_window(
     if rows:  # ROWS outputs at stride 1, of others as many as the same rows of x hold
         sizes["ROWS"] = ceil_div(tile.sizes["ROWS"], stride[0])
     group_rows = ceil_div(out_height, sizes.get("ROWS", 1))
+    images, sums, programs_of_image = batch, None, None  # None: in no kernel's parameters
+    if pooled:  # then no program may own groups of two images
+        images, programs_of_image = 1, ceil_div(group_rows * out_width, sizes["BLOCK_GROUPS"])
+        sums = x.new_empty(0).float().new_empty((batch, programs_of_image, channels))
     programs, shares = share_out(
-        batch * group_rows * out_width,
+        images * group_rows * out_width,
         channels,
         sizes["BLOCK_GROUPS"],
         sizes["BLOCK_CHANNELS"],
@@ -316,6 +301,8 @@ def plan_window(
         scale_ptr=scale,
         bias_ptr=bias,
         y_ptr=y,
+        sums_ptr=sums,
+        programs_of_image=programs_of_image,
         height=x.shape[2],
         width=x.shape[3],
         out_height=out_height,
@@ -332,7 +319,11 @@ def plan_window(
     kernel = _depthwise_conv if rows else _depthwise_conv_by_taps
     return [
         KernelLaunch(
-            kernel, (programs,), arguments, warps(tile, shares["VECTOR"], x, y), tile.num_stages
+            kernel,
+            (programs * (batch // images),),
+            arguments,
+            warps(tile, shares["VECTOR"], x, y),
+            tile.num_stages,
         )
     ]
 

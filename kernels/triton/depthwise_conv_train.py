@@ -15,18 +15,20 @@ import triton.language as tl
 
 from fastdw.triton_kernels import tiles
 from fastdw.triton_kernels.depthwise_conv import (
-    add_at,
     block_sizes,
-    filled,
-    is_inside,
-    locate_groups,
     plan_window,
     share_out,
-    tap_between,
     warps,
     window_arguments,
 )
 from fastdw.triton_kernels.depthwise_conv_weight_grad import plan_depthwise_conv_weight_grad
+from fastdw.triton_kernels.depthwise_groups import (
+    add_at,
+    filled,
+    is_inside,
+    locate_groups,
+    tap_between,
+)
 from fastdw.triton_kernels.launch import COUNTS, KernelLaunch, Target, ceil_div
 
 __all__ = ["plan_depthwise_conv_input_grad", "plan_depthwise_conv_weight_grad"]

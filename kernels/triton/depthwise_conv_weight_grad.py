@@ -15,16 +15,18 @@ import triton.language as tl
 from fastdw.triton_kernels import tiles
 from fastdw.triton_kernels.depthwise_conv import (
     UNROLLED_ROWS,
-    add_at,
     block_sizes,
+    share_out,
+    warps,
+    window_arguments,
+)
+from fastdw.triton_kernels.depthwise_groups import (
+    add_at,
     filled,
     is_inside,
     is_read,
     locate_groups,
-    share_out,
     tap_between,
-    warps,
-    window_arguments,
 )
 from fastdw.triton_kernels.launch import COUNTS, KernelLaunch, Target, ceil_div
 

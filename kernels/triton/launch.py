@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 COUNTS = (
     "pixels images height width height_out width_out out_height out_width tiles_down tiles_across "
-    "group_rows group_columns groups groups_in groups_hidden groups_out channel_vectors "
-    "channel_blocks blocks_of_chunk chunks splits taps kernel_h kernel_w stride_h stride_w "
-    "dilation_h dilation_w multiplier pad_top pad_left top left top_strides left_strides"
+    "rows programs_of_image group_rows group_columns groups groups_in groups_hidden groups_out "
+    "channels channel_vectors channel_blocks blocks_of_chunk chunks splits taps kernel_h kernel_w "
+    "stride_h stride_w dilation_h dilation_w multiplier pad_top pad_left top left top_strides "
+    "left_strides"
 ).split()
 """Parameters by which no address is aligned: rows are multiples of a constexpr (VECTOR, GROUP_IN).
 
