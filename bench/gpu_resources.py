@@ -298,12 +298,13 @@ def main() -> None:
     summary = summary_rows(kernels, targets)
     print(as_text(summary, list(summary[0])))
     print()
+    print(f"fp16 at batch {arguments.batch[0]} shown; every dtype and batch in {arguments.out}")
     stacks = stack_rows(kernels)
     if stacks:
-        print("scalars parked in local memory, as launch bounds leave no more registers or ptxas")
-        print("takes no more; STL and LDL: the instructions that store and load them")
+        print("in local memory, which no kernel should need; STL and LDL: the instructions that")
+        print("store and load it; bounds_leave: the registers that launch bounds leave")
         print(as_text(stacks, STACK_COLUMNS))
-    print(f"fp16 at batch {arguments.batch[0]} shown; every dtype and batch in {arguments.out}")
+        raise SystemExit(f"{len(stacks)} kernels use a stack or spill")
 
 
 if __name__ == "__main__":

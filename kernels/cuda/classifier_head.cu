@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(head::kPoolThreads, 4) global_pool(PoolParams 
 
 template <class T, class X, int kLanes, int kImages, int kOutputs>
 __global__ void __launch_bounds__(head::Linear<T, X, kLanes, kImages, kOutputs>::kThreads,
-                                  kImages > 4 ? 2 : 0)
+                                  kImages == 4 ? 1 : 2)  // 4: fewer than there are multiprocessors
     linear(LinearParams params) {
   wait_for_previous_launch();
   head::linear<head::Linear<T, X, kLanes, kImages, kOutputs>>(params);

@@ -19,6 +19,7 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 using Params = InvertedResidualParams;
 
 constexpr int64_t kMostThreadBlocks = (int64_t{1} << 31) - 1;
+constexpr int64_t kMostPixels = int64_t{1} << 30;  // of an image, counted in 32 bits
 
 // What follows from the shape alone.
 struct Sizes {
@@ -249,6 +250,7 @@ class Choice {
  private:
   void try_variant(const BlockVariant& variant) {
     const int64_t image = params_.height_out * params_.width_out;
+    if (larger(image, params_.height * params_.width) > kMostPixels) return;
     Candidate candidate{variant, {}, 0, 0};
     const Sides sides(params_.width_out);
     for (int i = 0; i < sides.count; ++i) {
@@ -297,9 +299,8 @@ class Choice {
         if (limited_ && moves_much(candidate)) continue;
         const int slots =
             params_.expand_weight == nullptr && candidate.tiling.slabs_per_split > 1 ? 2 : 1;
-        const int64_t limit = device_.shared_bytes_per_block;
-        if (!place_shared(params_, sizes_, limit, slots, candidate) &&
-            !place_shared(params_, sizes_, limit, 1, candidate))
+        if (!place_shared(params_, sizes_, device_.shared_bytes_per_block, slots, candidate) &&
+            !place_shared(params_, sizes_, device_.shared_bytes_per_block, 1, candidate))
           continue;
         candidate.cycles = cycles_of(params_, sizes_, candidate, device_);
         if (best_.variant.kernel == nullptr || candidate.cycles < best_.cycles) best_ = candidate;
@@ -387,11 +388,10 @@ LaunchList plan_inverted_residual(const InvertedResidualParams& params, const De
   place_divisors(params, Sizes(params), kernel.tiling);
   const BlockTiling& tiling = kernel.tiling;
   const int64_t units = tiling.tiles * tiling.pass_groups * tiling.splits;
-  const dim3 grid(static_cast<unsigned>(units));
   LaunchList list;
   list.counts = tiling.splits > 1;
   list.workspace_bytes = 4 * static_cast<size_t>(workspace_floats(tiling, best.variant));
-  list.add(make_launch(best.variant.name, best.variant.kernel, grid,
+  list.add(make_launch(best.variant.name, best.variant.kernel, dim3(static_cast<unsigned>(units)),
                        static_cast<unsigned>(best.variant.threads),
                        static_cast<size_t>(tiling.shared_bytes), kernel));
   return list;

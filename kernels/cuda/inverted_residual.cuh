@@ -60,6 +60,18 @@ struct Kernel {
   __device__ __forceinline__ int end_of_passes() const {
     return smaller(first_pass() + tiling.passes_per_block, tiling.passes);
   }
+  __device__ __forceinline__ bool is_first(int pass) const { return pass == first_pass(); }
+  // Where a slab lies, and filtered; and its weights, which in later passes take turns.
+  __device__ __forceinline__ int hidden_slot(int slab) const {
+    return tiling.hidden_slots > 1 ? (slab - first_slab()) & 1 : 0;
+  }
+  __device__ __forceinline__ int filtered_slot(int slab) const {
+    return tiling.filtered_slots > 1 ? slab - first_slab() : 0;
+  }
+  __device__ __forceinline__ int project_slot(int slab, int pass) const {
+    const int from = first_slab(), later = pass - first_pass();
+    return later == 0 ? 0 : (1 + (later - 1) * (end_of_slabs() - from) + slab - from) % 2;
+  }
   __device__ __forceinline__ const T* first_pixel() const {
     return static_cast<const T*>(block.x) + region().first_pixel * block.channels_in;
   }
@@ -67,7 +79,7 @@ struct Kernel {
     return static_cast<int>(block.channels_in);
   }
 
-  __device__ __forceinline__ static int warp() { return recomputed(thread()) / 32; }
+  __device__ __forceinline__ static int warp() { return thread() / 32; }
   __device__ __forceinline__ static int warp_row() {
     return warp() % Shape::kWarpsDown * kWarpTileRows;
   }
@@ -113,9 +125,8 @@ struct Kernel {
   __device__ __forceinline__ unsigned* turn() const {
     return shared_at<unsigned>(tiling.places_at);
   }
-  // array 0, 1: scale and bias of expand; 2, 3: of depthwise. Slabs take turns in two halves.
   __device__ __forceinline__ float* affine(int slab, int array) const {
-    return shared_at<float>(tiling.affine_at) + (slab % 2 * kAffineArrays + array) * kSlab<T>;
+    return affine_of<T>(tiling, slab) + array * kSlab<T>;
   }
 
   // Output channels of a pass.
@@ -142,9 +153,9 @@ struct Kernel {
   __device__ __forceinline__ void expand(int slab) const;
   __device__ __forceinline__ void put_hidden(float (&sums)[2][4][4], int slab, int row,
                                              int column) const;
-  __device__ __forceinline__ void copy_and_filter(int slab, int pass, int from, int to) const;
-  __device__ __forceinline__ void project(Sums& sums, int slab, int pass, int filtered_slot,
-                                          int project_slot) const;
+  __device__ __forceinline__ void copy_and_filter(int slab, int pass) const;
+  __device__ __forceinline__ void prepare_next(int slab, int pass) const;
+  __device__ __forceinline__ void project(Sums& sums, int slab, int pass) const;
   __device__ __forceinline__ void finish(const Sums& sums, int pass) const;
   __device__ __forceinline__ PaddedTile<float> sum_tile() const;
   __device__ __forceinline__ float* part(int pass, int of_split, int row) const;

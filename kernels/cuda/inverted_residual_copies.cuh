@@ -49,7 +49,7 @@ __device__ __forceinline__ void Kernel<Shape>::copy_x() const {
   const T* x = first_pixel();
   const ChunkOrder order(rows, tiling.x_chunks);
 #pragma unroll 1
-  for (int i = recomputed(thread()); i < order.count; i += kThreads) {
+  for (int i = thread(); i < order.count; i += kThreads) {
     int row, chunk;
     order.find(i, row, chunk);
     if (chunk >= chunks) continue;
@@ -69,7 +69,7 @@ __device__ __forceinline__ void Kernel<Shape>::copy_x_slab(int slab, int slot) c
   const T* x = first_pixel() + slab * kSlab<T>;
   const ChunkOrder order(pixels, slab_chunks(chunks / 2));
 #pragma unroll 1
-  for (int i = recomputed(thread()); i < order.count; i += kThreads) {
+  for (int i = thread(); i < order.count; i += kThreads) {
     int row, chunk;
     order.find(i, row, chunk);
     if (row >= pixels || chunk >= chunks) continue;
@@ -88,7 +88,7 @@ __device__ __forceinline__ void Kernel<Shape>::copy_constants(int slab) const {
   constexpr int kArrayChunks = kSlab<T> / kPackLanes<float>;
   const int64_t first_channel = static_cast<int64_t>(slab) * kSlab<T>;
   static_assert(kThreads >= kAffineArrays * kArrayChunks, "a chunk a thread");
-  if (const int i = recomputed(thread()); i < kAffineArrays * kArrayChunks) {
+  if (const int i = thread(); i < kAffineArrays * kArrayChunks) {
     const int array = i / kArrayChunks, channel = i % kArrayChunks * kPackLanes<float>;
     const Epilogue& epilogue = array < 2 ? block.expand : block.depthwise;
     const float* from = array % 2 == 0 ? epilogue.scale : epilogue.bias;
@@ -107,7 +107,7 @@ __device__ __forceinline__ void Kernel<Shape>::copy_constants(int slab) const {
   const T* from = static_cast<const T*>(block.depthwise_weight) + first_channel * taps;
   const int all = kSlab<T> * taps, inside = channels_of(slab) * taps;
 #pragma unroll 1
-  for (int i = recomputed(thread()) * kPackLanes<T>; i < all; i += kThreads * kPackLanes<T>)
+  for (int i = thread() * kPackLanes<T>; i < all; i += kThreads * kPackLanes<T>)
     copy_chunk(shared_at<T>(tiling.raw_taps_at) + i, i < inside ? from + i : from, inside - i,
                tiling.wide_taps && (inside - i >= kPackLanes<T> || i >= inside));
 }
@@ -125,12 +125,12 @@ __device__ __forceinline__ void Kernel<Shape>::transpose_taps(int slab) const {
 #pragma unroll 1
   for (int eighth = 0; eighth < taps / 8; ++eighth)
 #pragma unroll 1
-    for (int i = recomputed(thread()); i < channels * 8; i += kThreads)
+    for (int i = thread(); i < channels * 8; i += kThreads)
       move(i / 8, i % 8 + eighth * 8);
 #pragma unroll 1
   for (int tap = taps & ~7; tap < taps; ++tap)
 #pragma unroll 1
-    for (int i = recomputed(thread()); i < channels; i += kThreads)
+    for (int i = thread(); i < channels; i += kThreads)
       move(2 * i < channels ? 2 * i : 2 * i - channels + 1, tap);
 }
 
@@ -147,7 +147,7 @@ __device__ __forceinline__ void Kernel<Shape>::copy_expand_weights(int slab) con
 template <class Shape>
 __device__ __forceinline__ void Kernel<Shape>::copy_project_weights(int slab, int pass,
                                                                     int slot) const {
-  const int64_t first = static_cast<int64_t>(pass) * Shape::kColumns;
+  const int64_t first = static_cast<int64_t>(recomputed(pass)) * Shape::kColumns;
   const int rows = columns_of(pass);
   const T* from = static_cast<const T*>(block.project_weight) + first * block.channels_hidden +
                   static_cast<int64_t>(slab) * kSlab<T>;

@@ -9,11 +9,6 @@ namespace fastdw::cuda::block {
 
 constexpr int kQuad = 4;
 
-// Shared memory of one slab: taps [kernel_h * kernel_w][kTapPitch], scale and bias [kSlab].
-struct FilterConstants {
-  const float *taps, *scale, *bias;
-};
-
 using StripSums = float[kFilterStrip][kQuad];
 
 template <class T>
@@ -112,23 +107,23 @@ struct StripOrder {
 };
 
 // The first channels of a slab, as many as `steps` of multiply() have.
-template <int kThreads, class T>
-__device__ __forceinline__ void filter_slab(const T* hidden, T* filtered,
-                                            const FilterConstants& constants,
+template <int kThreads, class T, class From, class To>
+__device__ __forceinline__ void filter_slab(const From& hidden, const To& filtered,
                                             const InvertedResidualParams& block,
-                                            const BlockTiling& tiling, int steps, bool last) {
+                                            const BlockTiling& tiling, int steps, int slab) {
   constexpr int kStepQuads = kStepDepth<T> / kQuad;
   const Window& window = block.window;
   const int stride_h = static_cast<int>(window.stride_h);
   const int stride_w = static_cast<int>(window.stride_w);
   const int row_step = tiling.pitch * kSlabPitch<T>;
-  const int quads = steps * kStepQuads;
-  const Divisor steps_by = slab_steps(steps);
-  const Activate activate(block.depthwise.activation);
-  const StripOrder<T> order(tiling, steps, last);
-  const int count = static_cast<int>(order.lines.by) * tiling.strips * quads;
+  const int count = static_cast<int>(tiling.lines_by[slab + 1 == tiling.slabs].by) *
+                    tiling.strips * steps * kStepQuads;
 #pragma unroll 1
-  for (int i = recomputed(thread()); i < count; i += kThreads) {
+  for (int i = thread(); i < count; i += kThreads) {
+    // Made anew in every turn: the inner loops need the registers.
+    const int steps_here = recomputed(steps), quads = steps_here * kStepQuads;
+    const Divisor steps_by = slab_steps(steps_here);
+    const StripOrder<T> order(tiling, steps_here, recomputed(slab) + 1 == tiling.slabs);
     const auto index = static_cast<int>(
         steps_by.quotient(static_cast<uint32_t>(i / kStepQuads)));  // i / quads
     const int channel = (i - index * quads) * kQuad;
@@ -139,13 +134,17 @@ __device__ __forceinline__ void filter_slab(const T* hidden, T* filtered,
     const auto image = static_cast<int>(tiling.rows_by.quotient(static_cast<uint32_t>(row)));
     const int hidden_row = image * tiling.window_rows + (row - image * tiling.rows) * stride_h;
     StripSums sums = {};
+    const float* taps = shared_at<float>(recomputed(tiling.taps_at));
     const int first = hidden_row * row_step + column * stride_w * kSlabPitch<T>;
-    add_kernel_rows(sums, hidden + first + channel, constants.taps + channel, window, tiling.filter,
+    add_kernel_rows(sums, hidden() + first + channel, taps + channel, window, tiling.filter,
                     static_cast<int>(window.dilation_h) * row_step);
+    const Activate activate(static_cast<Activation>(
+        recomputed(static_cast<int>(block.depthwise.activation))));
     float scale[kQuad], bias[kQuad];
-    load_quad(scale, constants.scale + channel);
-    load_quad(bias, constants.bias + channel);
-    T* to = filtered + (row * tiling.columns + column) * kSlabPitch<T> + channel;
+    const float* affine = affine_of<T>(tiling, recomputed(slab)) + channel;
+    load_quad(scale, affine + 2 * kSlab<T>);
+    load_quad(bias, affine + 3 * kSlab<T>);
+    T* to = filtered() + (row * tiling.columns + column) * kSlabPitch<T> + channel;
     float results[kFilterStrip * kQuad];
 #pragma unroll
     for (int j = 0; j < kFilterStrip * kQuad; ++j)

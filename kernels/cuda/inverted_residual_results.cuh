@@ -99,7 +99,8 @@ __device__ __forceinline__ void Kernel<Shape>::store_results(const Region& regio
   if (lanes == 4) first = (first & ~3) | (first & 1) << 1 | (first >> 1 & 1);
 #pragma unroll 1
   for (int lane = thread() % lanes; lane < across; lane += lanes) {
-    const int64_t channel = static_cast<int64_t>(pass) * Shape::kColumns + lane * kLanes;
+    const int64_t channel =
+        static_cast<int64_t>(recomputed(pass)) * Shape::kColumns + lane * kLanes;
     float scale[kLanes], bias[kLanes];
     load_channels(scale, block.project.scale, channel, 1.f);
     load_channels(bias, block.project.bias, channel, 0.f);
@@ -151,14 +152,15 @@ __device__ __forceinline__ void Kernel<Shape>::store_result(const Region& region
 template <class Shape>
 __device__ __forceinline__ void Kernel<Shape>::finish(const Sums& sums, int pass) const {
   if (tiling.splits > 1 && thread() == 0) store_shared(turn(), arrive(counters(pass)));
+  const int lane = thread() % 32;
 #pragma unroll
   for (int m = 0; m < Shape::kM; ++m)
 #pragma unroll
     for (int n = 0; n < Shape::kN; ++n)
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
-        const int row = warp_row() + m * kFragmentRows + fragment::row(i);
-        const int column = warp_column() + n * kFragmentColumns + fragment::column(0);
+        const int row = warp_row() + m * kFragmentRows + fragment::row(i, lane);
+        const int column = warp_column() + n * kFragmentColumns + fragment::column(0, lane);
         store_shared_if(reinterpret_cast<Pack<float, 2>*>(sum_tile().element(row, column)),
                         Pack<float, 2>{{sums[m][n][i], sums[m][n][i + 1]}}, row < pixels_out());
       }

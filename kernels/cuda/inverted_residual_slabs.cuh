@@ -25,7 +25,7 @@ template <class Shape>
 __device__ __forceinline__ void Kernel<Shape>::put_hidden(float (&sums)[2][4][4], int slab,
                                                           int row, int column) const {
   const Activate activate(block.expand.activation);
-  const int left = channels_of(slab) - column;
+  const int left = channels_of(slab) - column, lane = thread() % 32;
   T* to[2][2];
   bool inside[2][2];
 #pragma unroll
@@ -33,13 +33,13 @@ __device__ __forceinline__ void Kernel<Shape>::put_hidden(float (&sums)[2][4][4]
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int place = load_shared(
-          &places()[row + m * kFragmentRows + fragment::row(2 * half)].hidden);
+          &places()[row + m * kFragmentRows + fragment::row(2 * half, lane)].hidden);
       inside[m][half] = place >= 0;
-      to[m][half] = hidden(0) + place * kSlabPitch<T> + column + fragment::column(0);
+      to[m][half] = hidden(0) + place * kSlabPitch<T> + column + fragment::column(0, lane);
     }
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
-    const int channel = n * kFragmentColumns + fragment::column(0);
+    const int channel = n * kFragmentColumns + fragment::column(0, lane);
     const float* scales = affine(slab, 0) + column + channel;
     const float* biases = affine(slab, 1) + column + channel;
     float scale[2], bias[2], values[8];
@@ -62,26 +62,24 @@ __device__ __forceinline__ void Kernel<Shape>::put_hidden(float (&sums)[2][4][4]
 }
 
 template <class Shape>
-__device__ __forceinline__ void Kernel<Shape>::project(Sums& sums, int slab, int pass,
-                                                       int filtered_slot,
-                                                       int project_slot) const {
+__device__ __forceinline__ void Kernel<Shape>::project(Sums& sums, int slab, int pass) const {
   if (warp_row() >= pixels_out() || warp_column() >= columns_of(pass)) return;
-  multiply<Math, T, 1>(sums, filtered(filtered_slot), warp_row(), 0, project_weights(project_slot),
-                    warp_column(), 0, steps_of(slab));
+  multiply<Math, T, 1>(sums, filtered(filtered_slot(slab)), warp_row(), 0,
+                       project_weights(project_slot(slab, pass)), warp_column(), 0,
+                       steps_of(slab));
 }
 
 // Weights have one place each: those of the next slab are copied while this one is filtered, which
 // does not read them.
 template <class Shape>
-__device__ __forceinline__ void Kernel<Shape>::copy_and_filter(int slab, int pass, int from,
-                                                               int to) const {
-  const int hidden_slot = tiling.hidden_slots > 1 ? (slab - from) & 1 : 0;
+__device__ __forceinline__ void Kernel<Shape>::copy_and_filter(int slab, int pass) const {
+  const int from = first_slab(), to = end_of_slabs();
   if (slab + 1 < to) {
     copy_constants(slab + 1);
     if (has_expand())
       copy_expand_weights(slab + 1);
     else if (tiling.hidden_slots > 1 || slab < from)
-      copy_x_slab(slab + 1, slab < from ? 0 : 1 - hidden_slot);
+      copy_x_slab(slab + 1, slab < from ? 0 : 1 - hidden_slot(slab));
   }
   if (slab < from) {
     if (has_expand()) copy_x();
@@ -90,11 +88,24 @@ __device__ __forceinline__ void Kernel<Shape>::copy_and_filter(int slab, int pas
   }
   copy_project_weights(slab, pass, 0);
   commit_copies();
-  const FilterConstants constants{shared_at<float>(tiling.taps_at), affine(slab, 2),
-                                  affine(slab, 3)};
-  filter_slab<kThreads>(hidden(hidden_slot),
-                        filtered(tiling.filtered_slots > 1 ? slab - from : 0).data, constants,
-                        block, tiling, steps_of(slab), slab + 1 == tiling.slabs);
+  filter_slab<kThreads, T>([&] { return hidden(hidden_slot(slab)); },
+                           [&] { return filtered(filtered_slot(slab)).data; }, block, tiling,
+                           steps_of(slab), slab);
+}
+
+// What comes after this slab and can be made beside its projection.
+template <class Shape>
+__device__ __forceinline__ void Kernel<Shape>::prepare_next(int slab, int pass) const {
+  const int from = first_slab();
+  const bool more = slab + 1 < end_of_slabs();
+  if (is_first(pass) && more) {
+    if (!has_expand() && tiling.hidden_slots == 1 && slab >= from) copy_x_slab(slab + 1, 0);
+    transpose_taps(slab + 1);
+    if (has_expand()) expand(slab + 1);
+  } else if (more || pass + 1 < end_of_passes()) {
+    copy_project_weights(more ? slab + 1 : from, more ? pass : pass + 1,
+                         1 - project_slot(slab, pass));
+  }
 }
 
 // The first pass expands, filters and projects every slab, the next slab's expansion along with
@@ -102,31 +113,19 @@ __device__ __forceinline__ void Kernel<Shape>::copy_and_filter(int slab, int pas
 // slabs lie filtered in shared memory and only weights come, in turns into two places.
 template <class Shape>
 __device__ __forceinline__ void Kernel<Shape>::run() const {
-  const int from = first_slab(), to = end_of_slabs();
   begin();
 #pragma unroll 1
   for (int pass = first_pass(); pass < end_of_passes(); ++pass) {
-    const bool first = pass == first_pass();
     Sums sums = {};
 #pragma unroll 1
-    for (int slab = first ? from - 1 : from; slab < to; ++slab) {
-      const bool more = slab + 1 < to;
-      const int turn =
-          first ? 0 : (1 + (pass - first_pass() - 1) * (to - from) + slab - from) % 2;
-      if (first) copy_and_filter(slab, pass, from, to);
+    for (int slab = first_slab() - (is_first(pass) ? 1 : 0); slab < end_of_slabs(); ++slab) {
+      if (is_first(pass)) copy_and_filter(slab, pass);
       wait_for_copies<0>();
       __syncthreads();
-      if (first && more) {
-        if (!has_expand() && tiling.hidden_slots == 1 && slab >= from) copy_x_slab(slab + 1, 0);
-        transpose_taps(slab + 1);
-        if (has_expand()) expand(slab + 1);
-      } else if (more || pass + 1 < end_of_passes()) {
-        copy_project_weights(more ? slab + 1 : from, more ? pass : pass + 1, 1 - turn);
-      }
+      prepare_next(slab, pass);
       commit_copies();
-      const int filtered_slot = tiling.filtered_slots > 1 ? slab - from : 0;
-      if (slab >= from) project(sums, slab, pass, filtered_slot, turn);
-      if (first) {
+      if (slab >= first_slab()) project(sums, slab, pass);
+      if (is_first(pass)) {
         wait_for_copies<0>();
         __syncthreads();
       }

@@ -41,7 +41,15 @@ __device__ __forceinline__ T* shared_at(int bytes) {
   return reinterpret_cast<T*>(dynamic_shared_memory() + bytes);
 }
 
-__device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
+__device__ __forceinline__ int thread() { return thread_index(); }
+
+// Of a slab [kAffineArrays][kSlab]: scale and bias of expand, then of depthwise. Slabs take turns
+// in two halves.
+template <class T>
+__device__ __forceinline__ float* affine_of(const BlockTiling& tiling, int slab) {
+  return shared_at<float>(tiling.affine_at) + slab % 2 * kAffineArrays * kSlab<T>;
+}
+
 __device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ int larger(int a, int b) { return a > b ? a : b; }
 
@@ -106,7 +114,7 @@ __device__ __forceinline__ void copy_matrix(const PaddedTile<T>& tile, const T* 
                                             int all_chunks, const ChunkPieces& pieces, bool wide) {
   const ChunkOrder order(all_rows, pieces);
 #pragma unroll 1
-  for (int i = recomputed(thread()); i < order.count; i += kThreads) {
+  for (int i = thread(); i < order.count; i += kThreads) {
     int row, chunk;
     order.find(i, row, chunk);
     if (row >= all_rows || chunk >= all_chunks) continue;

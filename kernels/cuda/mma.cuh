@@ -23,20 +23,28 @@ constexpr int kStepDepth = 2 * kPackLanes<T>;
 namespace fragment {
 
 __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
-__device__ __forceinline__ int row(int i) { return lane() / 4 + i / 2 * 8; }
-__device__ __forceinline__ int column(int i) { return lane() % 4 * 2 + i % 2; }
+__device__ __forceinline__ int row(int i, int of_lane) { return of_lane / 4 + i / 2 * 8; }
+__device__ __forceinline__ int row(int i) { return row(i, lane()); }
+__device__ __forceinline__ int column(int i, int of_lane) { return of_lane % 4 * 2 + i % 2; }
+__device__ __forceinline__ int column(int i) { return column(i, lane()); }
 
 // Where this lane's row begins for ldmatrix. A: 16 rows by two chunks; matrices in the order that
 // the mma instruction wants.
 template <class Tile>
-__device__ __forceinline__ auto* a_rows(const Tile& tile, int row, int chunk) {
-  return tile.chunk(row + lane() % 16, chunk + lane() / 16);
+__device__ __forceinline__ auto* a_rows(const Tile& tile, int row, int chunk, int of_lane) {
+  return tile.chunk(row + of_lane % 16, chunk + of_lane / 16);
 }
 
 // B: twice 8 rows by two chunks; parts {0, 1} belong to the first 8, {2, 3} to the second.
 template <class Tile>
-__device__ __forceinline__ auto* b_rows(const Tile& tile, int row, int chunk) {
-  return tile.chunk(row + lane() % 8 + lane() / 16 * 8, chunk + lane() / 8 % 2);
+__device__ __forceinline__ auto* b_rows(const Tile& tile, int row, int chunk, int of_lane) {
+  return tile.chunk(row + of_lane % 8 + of_lane / 16 * 8, chunk + of_lane / 8 % 2);
+}
+
+// Where registers are scarce, it is not kept for the next product.
+template <int kUnroll>
+__device__ __forceinline__ int lane_for() {
+  return kUnroll == 1 ? thread_index() % 32 : lane();
 }
 
 template <class T>
@@ -66,10 +74,11 @@ __device__ __forceinline__ void multiply_tensor(float (&sums)[kM][kN][4], const 
                                                 int a_row, int a_chunk, const TileB& tile_b,
                                                 int b_row, int b_chunk, int steps) {
   static_assert(kN % 2 == 0, "output channels are taken in pairs of 8");
+  const int lane = fragment::lane_for<kUnroll>();
 #pragma unroll kUnroll
   for (int step = 0; step < steps; ++step) {
-    const T* a_rows = fragment::a_rows(tile_a, a_row, a_chunk + 2 * step);
-    const T* b_rows = fragment::b_rows(tile_b, b_row, b_chunk + 2 * step);
+    const T* a_rows = fragment::a_rows(tile_a, a_row, a_chunk + 2 * step, lane);
+    const T* b_rows = fragment::b_rows(tile_b, b_row, b_chunk + 2 * step, lane);
     uint32_t a[kM][4];
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
@@ -98,7 +107,8 @@ __device__ __forceinline__ void multiply_exact(float (&sums)[kM][kN][4], const T
                                                int a_row, int a_chunk, const TileB& tile_b,
                                                int b_row, int b_chunk, int chunks) {
   using Pair = Pack<float, 2>;
-  const int row = a_row + fragment::row(0), column = b_row + fragment::column(0);
+  const int lane = fragment::lane_for<kUnroll>();
+  const int row = a_row + fragment::row(0, lane), column = b_row + fragment::column(0, lane);
 #pragma unroll kUnroll
   for (int step = 0; step < 2 * chunks; ++step) {
     const int half = step % 2 * 2;

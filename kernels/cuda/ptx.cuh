@@ -194,6 +194,13 @@ __device__ __forceinline__ int recomputed(int value) {
   return value;
 }
 
+// threadIdx.x, read anew for the same reason.
+__device__ __forceinline__ int thread_index() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+
 // Within 2 units in the last place where b <= 2^126; beyond that zero.
 __device__ __forceinline__ float divide_quickly(float a, float b) { return __fdividef(a, b); }
 

@@ -213,7 +213,7 @@ __device__ __forceinline__ void run_mma_block(const MmaParams& params) {
   for (int i = 0; i < kLaneChannels; ++i)
     scale[i] = params.epilogue.scale == nullptr ? 1.f : scales[i];
   const SharedTile<T, kTermDepth<T>> tiles{weights};
-  const Factors<T, kSteps> factors(params, table, fragment::b_rows(tiles, group * kGroup, 0),
+  const Factors<T, kSteps> factors(params, table, fragment::b_rows(tiles, group * kGroup, 0, lane),
                                    params.groups * kGroup * kTermDepth<T>);
 
   // The warps of a group take every warps_a_group-th segment.

@@ -48,6 +48,7 @@ def with_types(library: ctypes.CDLL) -> ctypes.CDLL:
     library.fastdw_host_set_device.argtypes = [ctypes.c_char_p]
     library.fastdw_host_know_buffer.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint64]
     library.fastdw_host_counts.restype = ctypes.c_char_p
+    library.fastdw_host_run_last.argtypes = [ctypes.c_uint64]
     library.fastdw_host_graphs_built.restype = ctypes.c_int64
     library.fastdw_host_early_launches.restype = ctypes.c_int64
     library.fastdw_host_graph_launches.restype = ctypes.c_int64
@@ -79,6 +80,16 @@ def device(name: str) -> Iterator[None]:
         yield
     finally:
         load().fastdw_host_set_device(DEVICES[0].encode())
+
+
+@contextmanager
+def last_blocks(count: int) -> Iterator[None]:
+    """Execute only so many thread blocks of each launch, the last ones."""
+    load().fastdw_host_run_last(count)
+    try:
+        yield
+    finally:
+        load().fastdw_host_run_last(2**64 - 1)
 
 
 @contextmanager

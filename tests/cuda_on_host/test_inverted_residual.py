@@ -191,3 +191,10 @@ def test_bank_conflicts() -> None:
         assert launch.conflicts.get("matrix", 0) == 0
         assert launch.conflicts.get("load", 0) <= 0.055 * wavefronts, case
         assert sum(launch.conflicts.values()) <= 0.08 * wavefronts, case
+
+
+def test_strips_of_a_last_slab_lie_in_different_banks() -> None:
+    """Of 16 channels 4 strips are read and stored together, in whole groups of rows."""
+    (launch,) = counted(Case(OP, 16, 16, 13, 21, 1, hidden=16, residual=True), torch.float16)
+    wavefronts = sum(site["wavefronts"] for site in launch.counts["shared"])
+    assert launch.conflicts["store"] <= 0.0045 * wavefronts

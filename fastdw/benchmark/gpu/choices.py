@@ -20,15 +20,17 @@ TABLE = "choices"
 WISHES = {
     "blocks=fused": ("FASTDW_CUDA_BLOCKS", "fused"),
     "blocks=separate": ("FASTDW_CUDA_BLOCKS", "separate"),
+    "blocks=fewest_bytes": ("FASTDW_CUDA_BLOCKS", "fewest_bytes"),
     "launches=late": ("FASTDW_CUDA_LAUNCHES", "late"),
     "depthwise=walk": ("FASTDW_CUDA_DEPTHWISE", "walk"),
     "stem=fma": ("FASTDW_CUDA_STEM", "fma"),
 }
+OF_BLOCK = tuple(wish for wish in WISHES if wish.startswith("blocks="))
 OF_OP = {
     "depthwise_conv": ("depthwise=walk",),
     "stem_conv": ("stem=fma",),
-    "inverted_residual": ("blocks=fused", "blocks=separate"),
-    "separable_block": ("blocks=fused", "blocks=separate"),
+    "inverted_residual": OF_BLOCK,
+    "separable_block": OF_BLOCK,
 }
 
 

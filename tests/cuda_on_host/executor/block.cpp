@@ -197,6 +197,8 @@ void wait_for_others() {
   if (current != &self) Fiber::change(self.fiber, current->fiber);
 }
 
+uint64_t last_blocks = ~uint64_t{0};
+
 void execute(const Launch& launch) {
   block.launch = launch;
   block.block_size = launch.block;
@@ -210,6 +212,7 @@ void execute(const Launch& launch) {
   for (uint64_t i = 0; i < blocks; ++i) {
     uint64_t place = (i + offset) % blocks;
     if (thread_order == Order::reverse) place = blocks - 1 - i;
+    if (blocks - place > last_blocks) continue;
     block.index = {static_cast<unsigned>(place % launch.grid.x),
                    static_cast<unsigned>(place / launch.grid.x % launch.grid.y),
                    static_cast<unsigned>(place / launch.grid.x / launch.grid.y)};

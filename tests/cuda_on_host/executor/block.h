@@ -80,7 +80,10 @@ inline Thread* Warp::lane(int index) { return &block.threads[number * kWarpLanes
 // Called by a thread that cannot go on: others run, and it returns when somebody made it ready.
 void wait_for_others();
 
-// Executes the whole grid; throws KernelError.
+// How many thread blocks of a grid are executed, the last ones: others write nothing.
+extern uint64_t last_blocks;
+
+// Executes the grid; throws KernelError.
 void execute(const Launch& launch);
 
 void set_order(Order order, uint64_t seed);

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <string>
 
+#include "tests/cuda_on_host/executor/block.h"
 #include "tests/cuda_on_host/executor/counters.h"
 #include "tests/cuda_on_host/executor/runtime.h"
 #include "tests/cuda_on_host/executor/shared_memory.h"
@@ -22,6 +23,8 @@ FASTDW_CONTROL int fastdw_host_set_device(const char* name) {
 FASTDW_CONTROL void fastdw_host_set_capturing(int capturing) {
   host::streams_are_capturing = capturing != 0;
 }
+
+FASTDW_CONTROL void fastdw_host_run_last(uint64_t blocks) { host::last_blocks = blocks; }
 
 FASTDW_CONTROL int64_t fastdw_host_graphs_built() { return host::graphs_built; }
 FASTDW_CONTROL int64_t fastdw_host_early_launches() { return host::early_launches; }

@@ -113,6 +113,8 @@ __forceinline__ uint32_t round_to_tf32(uint32_t float_bits) {
 }
 
 __forceinline__ int recomputed(int value) { return value; }
+
+__forceinline__ int thread_index() { return static_cast<int>(threadIdx.x); }
 // Launches run one after another here.
 __forceinline__ void wait_for_previous_launch() {}
 __forceinline__ void let_next_launch_begin() {}
