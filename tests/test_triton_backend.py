@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +83,33 @@ def test_triton_takes_cuda_tensors_where_the_cuda_library_is_absent(
         assert taking == ["triton", "torch"]
         y = fastdw.ops.depthwise_conv(x, weight, stride=2, padding=1)
         assert (y.shape, y.device.type) == ((1, 4, 3, 3), "cuda")
+
+
+def test_rocm_gpus_run_triton_kernels_with_their_own_tiles(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tiles = pytest.importorskip("fastdw.triton_kernels.tiles")
+    properties = SimpleNamespace(
+        gcnArchName="gfx942:sramecc+:xnack-", name="AMD MI300X", multi_processor_count=304
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tiles, "tuned", {})
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (0, 0))  # AMD's own
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(native, "cuda_missing", native._load_cuda())
+    assert "comes without CUDA" in str(native.cuda_reason(0))
+    with FakeTensorMode():
+        call = Call("depthwise_conv", "cuda", torch.float16, (torch.empty(1, device="cuda"),))
+        taking = [row.backend for row in ROWS["depthwise_conv"] if row.refuse(call) is None]
+    assert taking == ["triton", "torch"]
+    target = triton_backend._target.__wrapped__("cuda", 0)
+    assert target == ("gfx942", 304)
+    rows = tiles.TABLE["depthwise_conv"]["3 many"]
+    assert rows["gfx942"] != rows[tiles.ANY]
+    assert tiles.choose("depthwise_conv", "3 many", target.arch) is rows["gfx942"]
 
 
 def test_the_library_without_python_refuses_with_the_reason() -> None:

@@ -10,6 +10,7 @@ from network_builder import small_mobilenet
 
 from fastdw import ops
 from fastdw.benchmark.cases import OpCase, dense, depthwise
+from fastdw.ops import triton_backend
 from fastdw.ops.program import parse_program
 from fastdw.triton_kernels import block_plan
 from fastdw.triton_kernels.tiles import Tile, forced, recorded
@@ -22,6 +23,8 @@ def block(channels: int, hidden: int, size: int) -> OpCase:
     x = (1, channels, size, size)
     return OpCase("inverted_residual", "", x, convs, {"stride": 1, "padding": 1})
 
+
+WAYS = ("read", "written")
 
 # Each reads x at most so often from the L2, if its programs keep in the L1 what they have read:
 # small images are cut smaller, for more programs, and read more.
@@ -38,6 +41,26 @@ CASES = {
     ),
     "pointwise": (OpCase("pointwise_conv", "", (6, 64, 28, 28), (dense(64, 64, "relu6"),)), 1.01),
     "whole block": (block(24, 144, 56), 1.7),
+    "depthwise and pointwise": (
+        OpCase(
+            "separable_block",
+            "",
+            (1, 64, 28, 28),
+            (depthwise(64), dense(128, 64)),
+            {"padding": 1},
+        ),
+        1.6,
+    ),
+    "stem": (
+        OpCase(
+            "stem_conv",
+            "",
+            (1, 3, 96, 96),
+            (((32, 3, 3, 3), "relu6"),),
+            {"stride": 2, "padding": 1},
+        ),
+        1.2,
+    ),
 }
 
 
@@ -64,10 +87,47 @@ def test_memory_is_touched_once(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     case, most = CASES[name]
     launches, ideal, x_bytes = counted(case)
     assert len(launches) == 1
-    read, written = (counters.total(launches, way) for way in ("read", "written"))
+    read, written = (counters.total(launches, way) for way in WAYS)
     assert ideal <= read.distinct + written.distinct <= ideal + 8 * SECTOR
     assert written.touched == written.per_program == written.distinct
     assert counters.total(launches, "read", "x").per_program <= most * x_bytes
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_the_head_adds_its_means(batch: int) -> None:
+    """Kept in fp32 between its two kernels: few bytes beside the image's."""
+    launches, ideal, x_bytes = counted(
+        OpCase("classifier_head", "", (batch, 640, 7, 7), (((200, 640), "none"),))
+    )
+    moved = sum(counters.total(launches, way).distinct for way in WAYS)
+    assert moved <= ideal + 2 * 4 * batch * 640 + 8 * SECTOR
+    assert counters.total(launches, "read", "x").per_program == x_bytes
+
+
+# How often its input or output gradient is read from the L2 at most.
+@pytest.mark.parametrize(("stride", "grad_reads", "x_reads"), [(1, 2.4, 1.6), (2, 1.5, 1.3)])
+def test_gradients_touch_memory_once(stride: int, grad_reads: float, x_reads: float) -> None:
+    """But for the partial sums of the chunks: two launches, written once and read once."""
+    nhwc, geometry = {"memory_format": torch.channels_last}, ([stride] * 2, [1] * 4, [1, 1])
+    x = torch.randn(1, 64, 28, 28).half().to(**nhwc)
+    grad = torch.randn(1, 64, 28 // stride, 28 // stride).half().to(**nhwc)
+    weight, weight_grad = torch.randn(64, 1, 3, 3).half(), torch.empty(64, 1, 3, 3)
+    x_grad = torch.empty_like(x)
+    with counters.counted(grad=grad) as launches:
+        triton_backend.run_input_grad(x_grad, grad, weight, *geometry)
+    moved = [counters.total(launches, way).distinct for way in WAYS]
+    assert moved == [grad.nbytes + weight.nbytes, x_grad.nbytes]
+    assert counters.total(launches, "read", "grad").per_program <= grad_reads * grad.nbytes
+
+    with counters.counted(x=x, grad=grad, weight_grad=weight_grad) as launches:
+        triton_backend.run_weight_grad(weight_grad, grad, x, *geometry)
+    chunks = launches[0].grid[0] // 2  # of 32 channels
+    partial = (chunks * weight_grad.nbytes,) * 2
+    assert tuple(counters.total(launches, way, "other").distinct for way in WAYS) == partial
+    assert counters.total(launches, "read", "x", "grad").distinct == x.nbytes + grad.nbytes
+    assert counters.total(launches, "written", "weight_grad").touched == weight_grad.nbytes
+    assert counters.total(launches, "read", "grad").per_program == grad.nbytes
+    assert counters.total(launches, "read", "x").per_program <= x_reads * x.nbytes
 
 
 def test_the_counters_see_a_smaller_tile_read_more() -> None:
