@@ -40,7 +40,7 @@ class ReadsMeans(nn.Module):
         means = means_of(x)
         if means is None:
             return self._fastdw_original.forward(self, x)
-        return self._after_pooling(x, means.to(x.dtype)[:, :, None, None])
+        return self._after_pooling(x, means.to(x.dtype).view(*means.shape, 1, 1))
 
     def _traced_forward(self, x: Proxy) -> Any:
         return self._fastdw_original.forward(self, x)

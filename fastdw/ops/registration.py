@@ -49,11 +49,6 @@ class Op:
     native_devices: tuple[str, ...] = ("cpu", "cuda", "meta")
     variant_of: str | None = None  # the op that it is with a further result, on the same weights
 
-    @property
-    def packs_with(self) -> str:
-        """The op that packs its weights."""
-        return f"pack_{self.variant_of or self.name}"
-
 
 OPS: dict[str, Op] = {}
 """The ops, by name."""
@@ -183,7 +178,7 @@ def load() -> None:
     for op in ops:
         torch.library.register_fake(f"fastdw::{op.name}", op.fake)
         if op.variant_of is None:
-            torch.library.register_fake(f"fastdw::{op.packs_with}", op.pack_fake)
+            torch.library.register_fake(f"fastdw::pack_{op.name}", op.pack_fake)
         torch.library.register_fake(f"fastdw::{op.name}_packed", op.packed_fake)
         _register_gradient("fastdw", op)
         _register_no_gradient(f"{op.name}_packed")
