@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -109,6 +110,51 @@ def test_optimize(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     y = assert_runs_on_triton(name, fast, x)
     with torch.no_grad():
         torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-4)
+
+
+def plain_mobilenet_v1(width: float) -> nn.Module:
+    """As a user would write it, of torch's own modules."""
+    layers: list[nn.Module] = []
+
+    def conv(channels: int, out: int, kernel: int, stride: int, groups: int = 1) -> int:
+        layers.append(nn.Conv2d(channels, out, kernel, stride, kernel // 2, 1, groups, bias=False))
+        layers.extend([nn.BatchNorm2d(out), nn.ReLU6()])
+        return out
+
+    channels = conv(3, int(32 * width), 3, 2)
+    for out, stride in zip((64, 128, 128, 256, 256, *[512] * 6, 1024, 1024), STRIDES, strict=True):
+        conv(channels, channels, 3, stride, channels)
+        channels = conv(channels, int(out * width), 1, 1)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 100))
+
+
+def torchvision_mobilenet_v2(width: float) -> nn.Module:
+    models = pytest.importorskip("torchvision.models")
+    return models.mobilenet_v2(width_mult=width)
+
+
+STRIDES = (1, 2, 1, 2, 1, 2, *[1] * 5, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("create", "width"), [(plain_mobilenet_v1, 0.25), (torchvision_mobilenet_v2, 0.35)]
+)
+def test_convert(
+    create: Callable[[float], nn.Module], width: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(block_plan.VARIABLE, "fused")
+    torch.manual_seed(0)
+    model = create(width)
+    calibrate_batch_norm(model, RESOLUTION)
+    x = torch.randn(1, 3, RESOLUTION, RESOLUTION)
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(x.double())
+        fastdw.convert(model, backend="triton")
+        with Ops() as ops:
+            y = model(x)
+    assert sum(ops.calls.values()) >= 15
+    assert {name.partition(".")[0] for name in ops.calls} == {"fastdw_triton"}
+    torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
 
 
 def test_convert_and_train() -> None:
