@@ -139,7 +139,10 @@ STRIDES = (1, 2, 1, 2, 1, 2, *[1] * 5, 2, 1)
 @pytest.mark.parametrize(
     ("create", "width"), [(plain_mobilenet_v1, 0.25), (torchvision_mobilenet_v2, 0.35)]
 )
-def test_convert(create: Callable[[float], nn.Module], width: float) -> None:
+def test_convert(
+    create: Callable[[float], nn.Module], width: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(block_plan.VARIABLE, "fused")
     torch.manual_seed(0)
     model = create(width)
     calibrate_batch_norm(model, RESOLUTION)
