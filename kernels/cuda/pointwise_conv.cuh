@@ -115,11 +115,11 @@ struct Block {
   __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.x); }
   __device__ __forceinline__ static int group() { return thread() / Tiling::kGroupThreads; }
   __device__ __forceinline__ static int warp() { return thread() % Tiling::kGroupThreads / 32; }
-  __device__ __forceinline__ static int warp_row() {
-    return warp() / Tiling::kWarpsAcross * Tiling::kM * kFragmentRows;
+  __device__ __forceinline__ static int warp_row(int of_warp = warp()) {
+    return of_warp / Tiling::kWarpsAcross * Tiling::kM * kFragmentRows;
   }
-  __device__ __forceinline__ static int warp_column() {
-    return warp() % Tiling::kWarpsAcross * Tiling::kN * kFragmentColumns;
+  __device__ __forceinline__ static int warp_column(int of_warp = warp()) {
+    return of_warp % Tiling::kWarpsAcross * Tiling::kN * kFragmentColumns;
   }
 
   __device__ __forceinline__ static T* stage(int index) {
@@ -196,8 +196,13 @@ struct Block {
     return {reinterpret_cast<E*>(dynamic_shared_memory())};
   }
 
+  // Its place is found anew, as in finish(): the sums leave few registers to keep it.
   template <class E>
   __device__ __forceinline__ static void put_results(const Sums& sums) {
+    const int own = thread_index(), lane = own % 32;
+    const int own_warp = own % Tiling::kGroupThreads / 32;
+    const int first_row = warp_row(own_warp) + fragment::row(0, lane);
+    const int first_column = warp_column(own_warp) + fragment::column(0, lane);
 #pragma unroll
     for (int m = 0; m < Tiling::kM; ++m)
 #pragma unroll
@@ -205,8 +210,8 @@ struct Block {
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
           const float pair[2] = {sums[m][n][i], sums[m][n][i + 1]};
-          const int row = warp_row() + m * kFragmentRows + fragment::row(i);
-          const int column = warp_column() + n * kFragmentColumns + fragment::column(0);
+          const int row = first_row + m * kFragmentRows + i / 2 * 8;
+          const int column = first_column + n * kFragmentColumns;
           store_shared_if(reinterpret_cast<Pack<E, 2>*>(results<E>().element(row, column)),
                           pack<E, 2>(pair), Tiling::kGroups == 1 || group() == 0);
         }
@@ -244,9 +249,10 @@ __device__ __forceinline__ void load_channels(float (&values)[2], const float* f
 
 template <class Tiling>
 __device__ __forceinline__ void Block<Tiling>::finish(Sums& sums) const {
+  const int lane = thread_index() % 32;
 #pragma unroll
   for (int n = 0; n < Tiling::kN; ++n) {
-    const int column = warp_column() + n * kFragmentColumns + fragment::column(0);
+    const int column = warp_column() + n * kFragmentColumns + fragment::column(0, lane);
     float scale[2], bias[2];
     load_channels(scale, params.epilogue.scale, first_column + column, columns - column,
                   params.wide_rows, 1.f);

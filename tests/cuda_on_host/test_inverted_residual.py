@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_checks import expected, random_windows
-from shapes import AWKWARD_CHANNELS, KINDS, LAYOUTS, Case, ids
+from shapes import AWKWARD_CHANNELS, KINDS, LAYOUTS, Case, arguments, ids
 
 from cuda_on_host import host_library
 from cuda_on_host.block_checks import check_block, check_error_against_eager, counted
@@ -198,3 +198,18 @@ def test_strips_of_a_last_slab_lie_in_different_banks() -> None:
     (launch,) = counted(Case(OP, 16, 16, 13, 21, 1, hidden=16, residual=True), torch.float16)
     wavefronts = sum(site["wavefronts"] for site in launch.counts["shared"])
     assert launch.conflicts["store"] <= 0.0045 * wavefronts
+
+
+def test_stride_of_three() -> None:
+    """Of the windows that have code of their own the stride is 1 or 2."""
+    for kernel in (3, 5):
+        case = Case(OP, hidden=24, height=13, width=14, stride=3, kernel=(kernel, kernel))
+        check_block(case, "normal", torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_infinite_input_spoils_no_other_channel(dtype: torch.dtype) -> None:
+    """Hidden channels beyond the last are zeros, not 0 x inf."""
+    args, kwargs = arguments(BLOCK, "normal", dtype)
+    args[0][0, 3, 2, 2] = torch.inf
+    assert torch.isfinite(run_on_host(BLOCK, args, kwargs)).all()

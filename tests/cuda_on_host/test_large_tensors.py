@@ -18,6 +18,7 @@ from cuda_on_host.host_checks import run_on_host
 BEYOND = 2**31
 # x is beyond, y too where it is not smaller.
 CASES = [
+    Case("depthwise_conv", channels=64, height=32, width=32),  # few enough images for tiles
     Case("depthwise_conv", channels=64, height=16, width=16),
     Case("depthwise_conv", channels=64, height=16, width=16, kernel=(5, 5), padding=2),
     Case("depthwise_conv", channels=64, height=16, width=16, padding=0, dilation=3),
