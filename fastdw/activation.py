@@ -57,15 +57,17 @@ def gradient(name: str, grad: Tensor, pre_activation: Tensor) -> Tensor:
     return grad * sigmoid * (1 + pre_activation * (1 - sigmoid))
 
 
-def name_of(module: nn.Module | None) -> str | None:
+def name_of(module: nn.Module | None, kind: type | None = None) -> str | None:
     """Return the activation that ``module`` computes, or None if it is none of ``ACTIVATIONS``.
 
     Only exact types count: a subclass may compute something else. ``None`` and ``nn.Identity``
-    are ``"none"``; ``nn.Hardtanh(0, 6)`` is ``"relu6"``.
+    are ``"none"``; ``nn.Hardtanh(0, 6)`` is ``"relu6"``. ``kind``: the module's class before
+    ``convert`` gave it another one.
     """
     if module is None:
         return "none"
-    if type(module) is nn.Hardtanh:
+    kind = kind or type(module)
+    if kind is nn.Hardtanh:
         return "relu6" if (module.min_val, module.max_val) == (0, 6) else None
     return {
         nn.Identity: "none",
@@ -73,7 +75,7 @@ def name_of(module: nn.Module | None) -> str | None:
         nn.ReLU6: "relu6",
         nn.Hardswish: "hardswish",
         nn.SiLU: "silu",
-    }.get(type(module))
+    }.get(kind)
 
 
 def gate_of(module: nn.Module) -> str | None:

@@ -143,9 +143,7 @@ def activation_name(module: nn.Module) -> str | None:
     kind = original_class(module)
     if kind in ACTIVATION_TYPES:
         return ACTIVATION_TYPES[kind]
-    original: nn.Module = object.__new__(kind)
-    original.__dict__ = module.__dict__
-    return activations.name_of(original)
+    return activations.name_of(module, kind)
 
 
 def units_of(modules: Iterable[nn.Module | None]) -> tuple[ConvUnit, ...]:
