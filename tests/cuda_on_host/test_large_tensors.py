@@ -16,6 +16,7 @@ from cuda_on_host import host_library
 from cuda_on_host.host_checks import run_on_host
 
 BEYOND = 2**31
+NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python's mmap does not name
 # x is beyond, y too where it is not smaller.
 CASES = [
     Case("depthwise_conv", channels=64, height=32, width=32),  # few enough images for tiles
@@ -48,7 +49,8 @@ def zeros(batch: int, height: int, width: int, like: Tensor) -> Tensor:
     """Images whose pages are mapped, not written: torch.zeros would write them all."""
     shape = (batch, height, width, like.shape[1])
     count = batch * height * width * like.shape[1]
-    pages = mmap.mmap(-1, count * like.itemsize, mmap.MAP_PRIVATE)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
+    pages = mmap.mmap(-1, count * like.itemsize, flags)
     x = torch.frombuffer(pages, dtype=like.dtype)
     if like.shape[1] > 1 and like.is_contiguous():
         return x.view(batch, like.shape[1], height, width)

@@ -20,7 +20,7 @@ from fastdw.triton_kernels.launch import KernelLaunch, Target
 from fastdw.triton_kernels.pointwise_conv import plan_finish
 
 TARGET = Target("interpreter")
-NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which mmap does not name in Python 3.10
+NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python's mmap does not name
 LAST = 4  # pixels of the last row that are looked at
 
 
