@@ -84,8 +84,7 @@ def current_backend() -> str:
         ValueError: ``FASTDW_BACKEND`` names no backend.
     """
     is_traced = not _CONTEXT_VARIABLES_ARE_TRACED and torch.compiler.is_compiling()
-    name = _traced_backend() if is_traced else _selected.get()
-    return name if name in BACKENDS else check_name(name, "FASTDW_BACKEND")
+    return check_name(_traced_backend() if is_traced else _selected.get(), "FASTDW_BACKEND")
 
 
 def _traced_backend() -> str:

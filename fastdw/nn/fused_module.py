@@ -75,6 +75,11 @@ class FusedModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or self.training or not _may_keep(x):
             return self._checked_forward(x)
+        cache = self._cache_for(x)
+        return self._checked_forward(x) if cache is None else cache.call(x)
+
+    def _cache_for(self, x: Tensor) -> WeightCache | None:
+        """The prepared weights, if they are those of this call."""
         cache = self._fastdw_cache
         if (
             cache is not None
@@ -82,8 +87,8 @@ class FusedModule(nn.Module):
             and cache.hands_means == self._hands_means()
             and cache.is_current(self)
         ):
-            return cache.call(x)
-        return self._checked_forward(x)
+            return cache
+        return None
 
     def _checked_forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):
@@ -142,18 +147,12 @@ class FusedModule(nn.Module):
         return POOLED_OP if plain == pooled else self._fused_pattern
 
     def _keep(self, op: str, units: Sequence[Unit], x: Tensor, backend: str) -> WeightCache:
-        hands_means = self._hands_means()
         with weight_cache.lock():
-            there = self._fastdw_cache
-            if (
-                there is not None
-                and there.accepts(x)
-                and there.hands_means == hands_means
-                and there.is_current(self)
-            ):
+            there = self._cache_for(x)
+            if there is not None:
                 return there  # another thread was faster
             cache = WeightCache(self, self._fused_children(), x, self._fused_settings())
-            cache.hands_means = hands_means
+            cache.hands_means = self._hands_means()
             cache.call = pack_call(op, units, self._fused_residual(), backend)
             self.__dict__["_fastdw_cache"] = cache
         return cache

@@ -193,7 +193,7 @@ class PlannedNetwork(nn.Module):
             return f"x: the network takes another way at {height}x{width} than the planned one"
         if x.requires_grad and torch.is_grad_enabled():
             return "x: expected no requires_grad, a planned network has no gradient"
-        backend = backends.current_backend() if self.backend == "auto" else self.backend
+        backend = self._backend_in_use()
         if backend in ("auto", "cpp") or (backend == "triton" and self._on_gpu):
             return None
         return f"backend: {backend} has no planned network" + " on the CPU" * (backend == "triton")
@@ -201,9 +201,12 @@ class PlannedNetwork(nn.Module):
     def _gpu_reason(self) -> str | None:
         return parse_program(self.program).gpu_refusal or gpu_reason(self.backend)
 
+    def _backend_in_use(self) -> str:
+        return backends.current_backend() if self.backend == "auto" else self.backend
+
     def _gpu_op(self, x: Tensor) -> Any:
         """The op that runs packed weights that are laid out for CUDA."""
-        backend = backends.current_backend() if self.backend == "auto" else self.backend
+        backend = self._backend_in_use()
         if backend == "auto" and x.is_cuda and native.cuda_reason(x.device.index) is not None:
             backend = "triton"
         namespace = torch.ops.fastdw_triton if backend == "triton" else torch.ops.fastdw

@@ -339,8 +339,13 @@ def plan_depthwise_conv(
     dilation: tuple[int, int],
     activation: str,
     target: Target,
+    *,
+    pooled: bool = False,
 ) -> list[KernelLaunch]:
-    """Plan the forward pass. Padding is (left, right, top, bottom); x and y are channels_last."""
+    """Plan the forward pass. Padding is (left, right, top, bottom); x and y are channels_last.
+
+    ``pooled``: see ``plan_window``.
+    """
     return plan_window(
         "depthwise_conv",
         x,
@@ -354,4 +359,5 @@ def plan_depthwise_conv(
         activation,
         target,
         flipped=False,
+        pooled=pooled,
     )

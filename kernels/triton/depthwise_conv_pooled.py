@@ -11,7 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from fastdw.triton_kernels.depthwise_conv import plan_window
+from fastdw.triton_kernels.depthwise_conv import plan_depthwise_conv
 from fastdw.triton_kernels.launch import COUNTS, KernelLaunch, Target, ceil_div
 
 BLOCK_CHANNELS = 64
@@ -57,20 +57,8 @@ def plan_depthwise_conv_pooled(
     target: Target,
 ) -> list[KernelLaunch]:
     """Plan both kernels. Padding is (left, right, top, bottom); x and y are channels_last."""
-    launches = plan_window(
-        "depthwise_conv",
-        x,
-        weight,
-        scale,
-        bias,
-        y,
-        stride,
-        (padding[2], padding[0]),
-        dilation,
-        activation,
-        target,
-        flipped=False,
-        pooled=True,
+    launches = plan_depthwise_conv(
+        x, weight, scale, bias, y, stride, padding, dilation, activation, target, pooled=True
     )
     if not launches:
         return []

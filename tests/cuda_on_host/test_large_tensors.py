@@ -3,11 +3,11 @@ the pages that are mapped hardly any is touched."""
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import replace
 
 import pytest
 import torch
+from mapped_memory import zeros
 from op_checks import schema_arguments
 from shapes import Case, arguments
 from torch import Tensor
@@ -16,7 +16,6 @@ from cuda_on_host import host_library
 from cuda_on_host.host_checks import run_on_host
 
 BEYOND = 2**31
-NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python's mmap does not name
 # x is beyond, y too where it is not smaller.
 CASES = [
     Case("depthwise_conv", channels=64, height=32, width=32),  # few enough images for tiles
@@ -45,16 +44,11 @@ IMAGES = [
 ]
 
 
-def zeros(batch: int, height: int, width: int, like: Tensor) -> Tensor:
-    """Images whose pages are mapped, not written: torch.zeros would write them all."""
-    shape = (batch, height, width, like.shape[1])
-    count = batch * height * width * like.shape[1]
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
-    pages = mmap.mmap(-1, count * like.itemsize, flags)
-    x = torch.frombuffer(pages, dtype=like.dtype)
-    if like.shape[1] > 1 and like.is_contiguous():
-        return x.view(batch, like.shape[1], height, width)
-    return x.view(shape).permute(0, 3, 1, 2)
+def images_like(x: Tensor, batch: int, height: int, width: int) -> Tensor:
+    channels = x.shape[1]
+    if channels > 1 and x.is_contiguous():
+        return zeros(batch, channels, height, width, dtype=x.dtype)
+    return zeros(batch, height, width, channels, dtype=x.dtype).permute(0, 3, 1, 2)
 
 
 def name_of(value: object) -> str:
@@ -80,7 +74,7 @@ def test_many_images(case: Case) -> None:
     (x, weight, *args), kwargs = arguments(replace(case, batch=1), "normal", torch.float16)
     if case.layout == "contiguous":  # y stays NHWC: as planes it would be copied
         weight = weight.contiguous(memory_format=torch.channels_last)
-    images = zeros(BEYOND // x[0].numel() + 2, *x.shape[2:], like=x)
+    images = images_like(x, BEYOND // x[0].numel() + 2, *x.shape[2:])
     images[-1] = x[0]
     assert images.numel() > BEYOND
     with host_library.last_blocks(512):
@@ -93,7 +87,7 @@ def test_one_image(case: Case, side: int) -> None:
     """The end of its last row as that of a small one."""
     case = replace(case, batch=1, height=40, width=200)
     (x, *args), kwargs = arguments(case, "normal", torch.float16)
-    image = zeros(1, side, side, like=x)
+    image = images_like(x, 1, side, side)
     image[:, :, -40:, -200:] = x
     assert image.numel() > BEYOND
     with host_library.last_blocks(8):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+from mapped_memory import zeros
 from torch import Tensor
 from triton.runtime import interpreter
 
@@ -20,7 +20,6 @@ from fastdw.triton_kernels.launch import KernelLaunch, Target
 from fastdw.triton_kernels.pointwise_conv import plan_finish
 
 TARGET = Target("interpreter")
-NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python's mmap does not name
 LAST = 4  # pixels of the last row that are looked at
 
 
@@ -44,13 +43,6 @@ SIZES = {
 @pytest.fixture(params=SIZES)
 def size(request: pytest.FixtureRequest) -> Size:
     return SIZES[request.param]
-
-
-def zeros(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
-    """Zeros that take no memory until they are written."""
-    count = torch.Size(shape).numel()
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
-    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize, flags), dtype=dtype).view(shape)
 
 
 def image(size: Size, planes: bool = False) -> Tensor:
