@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from fastdw.ops import triton_backend
-from fastdw.ops.registration import OPS
+from fastdw.ops.registration import OPS, VARIANTS
 from fastdw.triton_kernels import block_plan, classifier_head, launch
 from fastdw.triton_kernels.depthwise_conv_weight_grad import plan_sum
 from fastdw.triton_kernels.launch import KernelLaunch, Target
@@ -92,7 +92,7 @@ def arguments_of(op: str, channels: int, kernel: int) -> list[Any]:
     if op == "stem_conv":
         return [*conv(channels, channels, kernel, kernel), *window, "relu6"]
     window.append([1, 1])
-    if op == "depthwise_conv":
+    if op.startswith("depthwise_conv"):
         return [*depthwise, *window, "relu6"]
     if op == "pointwise_conv":
         return [*dense, None, "relu6"]
@@ -107,6 +107,8 @@ def arguments_of(op: str, channels: int, kernel: int) -> list[Any]:
     [
         ("depthwise_conv", 3, False),
         ("depthwise_conv", 9, False),  # by taps
+        ("depthwise_conv_pooled", 3, False),
+        ("depthwise_conv_pooled", 9, False),
         ("pointwise_conv", 1, False),
         ("stem_conv", 3, False),
         ("stem_conv", 3, True),
@@ -123,15 +125,17 @@ def test_forward(
     if op == "pointwise_conv":
         arguments[3] = image(size)
         fill(tail_of(arguments[3]))
-    planned = triton_backend.plan(op, TARGET, y, x, *arguments)
-    assert len(planned) == 1
+    means = [zeros(size.batch, size.channels, dtype=torch.float32)] if op in VARIANTS else []
+    planned = triton_backend.plan(op, TARGET, y, x, *arguments, *means)
+    assert len(planned) == 1 + len(means)
     run_last(planned[0])
     wide = [
         tail_of(a).double() if isinstance(a, Tensor) and a.numel() > 2**31
         else a.double() if isinstance(a, Tensor) else a
         for a in (x, *arguments)
     ]  # fmt: skip
-    truth = OPS[op].reference(*wide)[..., -1, -LAST:]
+    results = {**OPS, **VARIANTS}[op].reference(*wide)
+    truth = (results[0] if means else results)[..., -1, -LAST:]
     found = y[-1:, :, -1, -LAST:].double()
     torch.testing.assert_close(found, truth, rtol=1e-2, atol=1e-2 * truth.abs().max().item())
 
